@@ -1,0 +1,159 @@
+# vsock-relay. `make help` lists the targets; all output goes to build/.
+VERSION := 0.1.0
+B ?= build
+V ?= 0
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+CC ?= gcc
+CLANG ?= clang
+BPFTOOL ?= $(firstword $(wildcard /usr/sbin/bpftool) bpftool)
+ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
+
+ifeq ($(V),0)
+msg = @printf '  %-8s %s\n' '$(1)' '$(2)';
+MAKEFLAGS += --no-print-directory
+Q := @
+else
+msg =
+Q :=
+endif
+
+.DEFAULT_GOAL := all
+.SECONDARY:
+.DELETE_ON_ERROR:
+
+WARN := -Wall -Wextra -Wshadow -Wvla -Werror
+DEPS := libbpf libsystemd libprotobuf-c yaml-0.1 libxxhash libmicrohttpd libcap
+CPPFLAGS := -D_GNU_SOURCE -DVSR_VERSION='"$(VERSION)"' -Iinclude -Iuser -I$(B)/gen
+BASE_CFLAGS := -std=gnu17 -g -O2 $(WARN) -fno-omit-frame-pointer
+HARDEN_CFLAGS := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection -fPIE \
+		 -fcf-protection
+HARDEN_LDFLAGS := -pie -Wl,-z,relro,-z,now -Wl,--as-needed
+LDLIBS = $(shell pkg-config --libs $(DEPS)) -pthread
+
+# SAN=1: ASan and UBSan instead of the hardening flags (they do not go together).
+ifdef SAN
+SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all
+CFLAGS := $(BASE_CFLAGS) -O1 $(SAN_FLAGS) -pthread
+LDFLAGS := $(SAN_FLAGS)
+else
+CFLAGS := $(BASE_CFLAGS) $(HARDEN_CFLAGS) -pthread
+LDFLAGS := $(HARDEN_LDFLAGS)
+endif
+
+# ---- sources: one file for one noun; a new file needs no change here -------------------------
+PROTOS := $(patsubst include/%,%,$(shell find include -name '*.proto' | sort))
+PROTO_OBJS := $(PROTOS:%.proto=$(B)/obj/gen/%.pb-c.o)
+PROTO_HDRS := $(PROTOS:%.proto=$(B)/gen/%.pb-c.h)
+BPF_SRCS := $(wildcard bpf/*.bpf.c)
+SKELS := $(BPF_SRCS:bpf/%.bpf.c=$(B)/gen/%.skel.h)
+
+# Files of user/ that hold a main(); everything else there is the library.
+MAIN_SRCS := user/relayd.c
+LIB_SRCS := $(filter-out $(MAIN_SRCS),$(wildcard user/*.c))
+LIB_OBJS := $(LIB_SRCS:%.c=$(B)/obj/%.o) $(PROTO_OBJS)
+LIB := $(B)/libvsr.a
+AGENT_SRCS := $(wildcard user/agent/*.c)
+AGENT_MAIN := user/agent/main.c
+AGENT_OBJS := $(AGENT_SRCS:%.c=$(B)/obj/%.o)
+
+UNIT_SRCS := $(wildcard tests/test_*.c) $(wildcard tests/agent/test_*.c)
+UNIT_BINS := $(UNIT_SRCS:tests/%.c=$(B)/tests/%)
+TOOL_SRCS := $(wildcard tests/vm/*.c) $(wildcard tests/bench/*.c)
+TOOL_BINS := $(TOOL_SRCS:tests/%.c=$(B)/tests/%)
+FUZZ_SRCS := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(B)/fuzz/%)
+
+PROGRAMS := $(if $(wildcard $(MAIN_SRCS)),$(B)/vsock-relayd) \
+	    $(if $(wildcard $(AGENT_MAIN)),$(B)/vsock-agent)
+
+all: $(PROGRAMS)
+
+# ---- generated ---------------------------------------------------------------------------------
+$(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h: include/%.proto
+	$(call msg,PROTOC,$<)
+	@mkdir -p $(B)/gen
+	$(Q)protoc-c -Iinclude --c_out=$(B)/gen $<
+
+$(B)/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.bpf.h) $(wildcard include/*.h) vmlinux/vmlinux.h
+	$(call msg,BPF,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) -g -O2 -mcpu=v3 -target bpf -D__TARGET_ARCH_$(ARCH) $(WARN) \
+		-Iinclude -Ivmlinux -Ibpf -c $< -o $@.tmp
+	$(Q)$(BPFTOOL) gen object $@ $@.tmp
+	@rm -f $@.tmp
+
+$(B)/gen/%.skel.h: $(B)/bpf/%.bpf.o
+	$(call msg,SKEL,$<)
+	@mkdir -p $(@D)
+	$(Q)$(BPFTOOL) gen skeleton $< name $*_bpf > $@
+
+# ---- objects -----------------------------------------------------------------------------------
+$(B)/obj/gen/%.o: $(B)/gen/%.c
+	$(call msg,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(B)/obj/%.o: %.c | $(PROTO_HDRS) $(SKELS)
+	$(call msg,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(LIB): $(LIB_OBJS)
+	$(call msg,AR,$@)
+	@rm -f $@
+	$(Q)ar rcs $@ $^
+
+$(B)/vsock-relayd: $(B)/obj/user/relayd.o $(LIB)
+	$(call msg,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
+$(B)/vsock-agent: $(AGENT_OBJS) $(LIB)
+	$(call msg,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(shell pkg-config --libs libprotobuf-c libxxhash) -o $@
+
+# The agent goes into small guests: one file without libraries.
+$(B)/vsock-agent-static: $(AGENT_OBJS) $(LIB)
+	$(call msg,LINK,$@)
+	$(Q)$(CC) $(filter-out -fPIE,$(CFLAGS)) -static $^ -lprotobuf-c -lxxhash -o $@
+
+# ---- tests -------------------------------------------------------------------------------------
+$(B)/tests/agent/test_%: $(B)/obj/tests/agent/test_%.o $(filter-out $(B)/obj/$(AGENT_MAIN:.c=.o),$(AGENT_OBJS)) $(LIB)
+	$(call msg,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -lcmocka -o $@
+
+$(B)/tests/test_%: $(B)/obj/tests/test_%.o $(LIB)
+	$(call msg,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -lcmocka -o $@
+
+# Tools that run inside test VMs or beside benches: programs of one file.
+$(B)/tests/vm/%: $(B)/obj/tests/vm/%.o $(LIB)
+	$(call msg,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
+$(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(LIB)
+	$(call msg,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
+# libFuzzer is clang's; the library's sources are compiled once more with its coverage.
+$(B)/fuzz/%: tests/fuzz/%.c $(LIB_SRCS) $(PROTO_HDRS) $(SKELS) $(wildcard user/*.h include/*.h)
+	$(call msg,FUZZ,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(CPPFLAGS) $(BASE_CFLAGS) -O1 -fsanitize=fuzzer,address,undefined \
+		-fno-sanitize-recover=all -pthread $< $(LIB_SRCS) $(PROTOS:%.proto=$(B)/gen/%.pb-c.c) \
+		$(LDLIBS) -o $@
+
+unit-bins: $(UNIT_BINS)
+tools: $(TOOL_BINS)
+fuzz-bins: $(FUZZ_BINS)
+
+clean:
+	rm -rf $(B)
+
+-include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
+.PHONY: all clean unit-bins tools fuzz-bins

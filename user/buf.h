@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Payload buffers: the bytes of a report are copied once from the kernel into one of these, and
+ * cache, disk worker and upstream all hold references to it. Nobody writes to it after
+ * buf_seal(). References may be dropped by another thread (the disk worker), so the count is
+ * atomic; everything else belongs to the event loop.
+ *
+ * A buffer is its own memory mapping: it grows without copying, an untouched page costs nothing,
+ * and what is given back is given back to the system at once or recycled for the next report.
+ */
+#ifndef VSR_BUF_H
+#define VSR_BUF_H
+
+#include "util.h"
+
+struct buf;
+
+/* A new empty buffer that can hold up to max bytes (address space only: memory is used as it is
+ * filled). Returns 0, -ENOMEM. */
+int buf_new(size_t max, struct buf **ret);
+
+struct buf *buf_ref(struct buf *b);
+struct buf *buf_unref(struct buf *b);
+DEFINE_CLEANUP(struct buf, buf_unref);
+
+/* Where the next byte goes, and how many more fit. Not after buf_seal(). */
+uint8_t *buf_tail(struct buf *b);
+size_t buf_room(const struct buf *b);
+/* n bytes were written at the tail. */
+void buf_advance(struct buf *b, size_t n);
+
+/* The bytes end here, and the first skip of them (a header) are not part of the content: gives
+ * back what is beyond them, and makes the buffer immutable. */
+void buf_seal(struct buf *b, size_t skip);
+
+/* The content: valid as long as the reference is held. */
+const uint8_t *buf_data(const struct buf *b);
+size_t buf_len(const struct buf *b);
+/* Bytes of memory that the buffer really costs now (whole pages). */
+size_t buf_cost(const struct buf *b);
+
+/* Memory that is kept for recycling, in bytes: the sum over free buffers, and its bound. */
+size_t buf_pool_bytes(void);
+void buf_pool_set_limit(size_t bytes);
+
+#endif
