@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Validation of a report (SPEC section 3): the whole VMReport is checked in place against the
+ * descriptors that protobuf-c generates from include/, in one pass over its bytes, without a
+ * tree, an allocation or recursion. The accepted bytes are forwarded as they are, so what is
+ * checked here must be what every receiver will read, whichever protobuf library it uses.
+ *
+ * The yardstick is protobuf-c's own unpack: what it accepts is accepted here and what it refuses
+ * is refused here (tests/fuzz/fuzz_report.c), groups included, which it does not know. Beyond it,
+ * these are malformed:
+ *
+ *  1. a string that is not UTF-8: proto3 demands it, and a Go receiver refuses the whole message;
+ *  2. a second VMReport.index_report or IndexReport.vsock_cid: receivers merge repeats, and the
+ *     last one wins, so they would see another CID than the one we compared (SPEC 3);
+ *  3. a field number of 0 or above 2^29-1: protobuf-c takes it for an unknown field, Go refuses
+ *     it, and readers that keep 32 bits of the tag take it for a small number, 1 for instance;
+ *  4. a varint that does not fit 64 bits (ten bytes of which the last is above 1): protobuf-c
+ *     drops the excess, Go refuses it;
+ *  5. a length that does not fit 31 bits: protobuf-c reads five bytes of it and drops what is
+ *     above 32 bits, so that a reader of all of it would see other field boundaries;
+ *  6. a bool that is not a varint: the one type whose wire type protobuf-c does not check;
+ *  7. messages nested deeper than REPORT_DEPTH_MAX: protobuf-c recurses without a limit.
+ *
+ * Allowed, and treated as every receiver does: overlong encodings of tags (up to 5 bytes),
+ * lengths (up to 5) and varints (up to 10), which count as the value that they encode, so that a
+ * repeat in such disguise is still a repeat; repeats of all other fields; unknown fields; enum
+ * values without a name; repeated scalars both packed and not.
+ */
+#ifndef VSR_REPORT_H
+#define VSR_REPORT_H
+
+#include "reason.h"
+#include "util.h"
+
+/* Sub-messages within sub-messages, the report itself not counted: the default limit of the C++
+ * and Java libraries. A package inside of its package's source is at depth 7. */
+#define REPORT_DEPTH_MAX 100
+
+/* What a valid report says of itself: claims of the VM, except the CID. Pointers are into the
+ * report, without a terminating NUL, and as long-lived as it; NULL with length 0 where absent. */
+struct report_info {
+	const char *vsock_cid; /* the peer's CID in canonical decimal: this one was compared */
+	size_t vsock_cid_len;
+	const char *vm_id; /* the last one, as receivers take it */
+	size_t vm_id_len;
+	const char *os_version;
+	size_t os_version_len;
+	uint32_t detected_os; /* Virtualmachine__V1__DetectedOS, or a value it does not name */
+	uint32_t packages;    /* entries of the map */
+	uint32_t packages_deprecated; /* entries of the list that older agents send */
+};
+
+/* Why a report was refused, for the log. */
+struct report_error {
+	const char *what;     /* static words: "string is not UTF-8" */
+	const char *message;  /* static name of the message type: "scanner.v4.Package" */
+	uint32_t field;	      /* number of the field in it; 0: none was read */
+	size_t offset;	      /* byte of the report at which the offending field begins */
+	char claimed_cid[16]; /* with -ESRCH: what vsock_cid says, cut; "" where it is missing */
+};
+
+/*
+ * Validates the len bytes at data as a VMReport from the VM with CID peer_cid. Fills *ret (may
+ * be NULL) on success, *error (may be NULL) on failure. No allocation, time linear in len.
+ *
+ * Returns 0; -EBADMSG: malformed (REASON_MALFORMED); -ESRCH: well-formed, but vsock_cid is not
+ * peer_cid in canonical decimal (no sign, space or leading zero), or it or index_report is
+ * missing, as in an empty report (REASON_CID_MISMATCH).
+ */
+int report_validate(const uint8_t *data, size_t len, uint32_t peer_cid, struct report_error *error,
+		    struct report_info *ret);
+
+/* The reason to count for what report_validate() returned. */
+static inline enum reason report_reason(int r)
+{
+	return r == 0 ? REASON_NONE : r == -ESRCH ? REASON_CID_MISMATCH : REASON_MALFORMED;
+}
+
+/* Whether the n bytes at s are well-formed UTF-8 (RFC 3629: no overlong forms, no surrogates,
+ * nothing above U+10FFFF; NUL is allowed, as in protobuf). */
+bool utf8_valid(const uint8_t *s, size_t n);
+
+#endif
