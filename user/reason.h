@@ -17,6 +17,8 @@
 	X(VM_CONNECTIONS, "vm_connections", VSR_STATUS_BUSY, false,                               \
 	  "fourth connection of this VM")                                                         \
 	X(WAITING_FULL, "waiting_full", VSR_STATUS_BUSY, false, "too many connections wait")      \
+	X(VM_TABLE_FULL, "vm_table_full", VSR_STATUS_BUSY, false,                                 \
+	  "no room for another VM's record")                                                      \
 	X(WAIT_TIMEOUT, "wait_timeout", VSR_STATUS_BUSY, false, "no place in time")               \
 	X(DEBT, "debt", VSR_STATUS_BUSY, false, "the VM's debt is not settled")                   \
 	X(SHUTDOWN, "shutdown", VSR_STATUS_BUSY, false, "the relay stops")                        \
@@ -35,6 +37,8 @@
 	X(BYPASS, "bypass", VSR_STATUS_REFUSED, true, "bytes that BPF did not see")               \
 	X(UNREAD_UPDATES, "unread_updates", VSR_STATUS_REFUSED, true,                             \
 	  "guest does not read its credit updates")                                               \
+	X(KERNEL_DIGEST, "kernel_digest", VSR_STATUS_INTERNAL, false,                             \
+	  "BPF and libxxhash disagree (must stay 0)")                                             \
 	X(ABORTED, "aborted", VSR_STATUS_INTERNAL, false, "connection ended within the report")   \
 	/* the report itself */                                                                   \
 	X(MALFORMED, "malformed", VSR_STATUS_MALFORMED, false, "not a well-formed VMReport")      \
