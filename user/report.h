@@ -33,7 +33,7 @@
 #include "util.h"
 
 /* Sub-messages within sub-messages, the report itself not counted: the default limit of the C++
- * and Java libraries. A package inside of its package's source is at depth 7. */
+ * and Java libraries. The source of a package is at depth 6. */
 #define REPORT_DEPTH_MAX 100
 
 /* What a valid report says of itself: claims of the VM, except the CID. Pointers are into the
