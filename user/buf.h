@@ -38,6 +38,8 @@ const uint8_t *buf_data(const struct buf *b);
 size_t buf_len(const struct buf *b);
 /* Bytes of memory that the buffer really costs now (whole pages). */
 size_t buf_cost(const struct buf *b);
+/* What a sealed buffer with this much content costs: whole pages, at least one. */
+size_t buf_cost_of(size_t length);
 
 /* Memory that is kept for recycling, in bytes: the sum over free buffers, and its bound. */
 size_t buf_pool_bytes(void);

@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cache.h"
+
+/* Expired entries that one insert removes at most: bounds what a report has to wait for, and
+ * still drains faster than inserts can fill (the reference's number). */
+#define EXPIRED_PER_INSERT 16
+
+struct cache {
+	struct cache_limits limits;
+	cache_observer_t observer;
+	void *userdata;
+
+	struct vmmap by_id;
+	struct list order;
+	/* Those that may be pushed out, by what they hold, oldest change on top: the oldest that
+	 * may go is found without walking past entries that may not. */
+	struct heap oldest[CACHE_HOLD_MAX];
+	size_t count[CACHE_HOLD_MAX];
+	uint64_t bytes[CACHE_HOLD_MAX];
+	uint64_t changes;
+	uint64_t hits, misses;
+};
+
+const char *cache_end_name(enum cache_end why)
+{
+	static const char *const names[CACHE_END_MAX] = {
+		[CACHE_END_ACKED] = "acked", [CACHE_END_DROPPED] = "dropped",
+		[CACHE_END_SLOTS] = "slots", [CACHE_END_BYTES] = "bytes",
+		[CACHE_END_TTL] = "ttl",
+	};
+
+	return names[why];
+}
+
+int cache_new(const struct cache_limits *limits, cache_observer_t observer, void *userdata,
+	      struct cache **ret)
+{
+	struct cache *c = calloc(1, sizeof(*c));
+	int r;
+
+	if (!c)
+		return -ENOMEM;
+	r = vmmap_init(&c->by_id);
+	if (r < 0) {
+		free(c);
+		return r;
+	}
+	c->limits = *limits;
+	c->observer = observer;
+	c->userdata = userdata;
+	list_init(&c->order);
+	*ret = c;
+	return 0;
+}
+
+static struct cache_entry *entry_free(struct cache_entry *e)
+{
+	buf_unref(e->content);
+	free(e);
+	return NULL;
+}
+
+struct cache *cache_free(struct cache *c)
+{
+	if (!c)
+		return NULL;
+	list_for_each_safe(node, &c->order)
+		entry_free(container_of(node, struct cache_entry, order));
+	for (size_t i = 0; i < CACHE_HOLD_MAX; i++)
+		free(c->oldest[i].nodes);
+	vmmap_done(&c->by_id);
+	free(c);
+	return NULL;
+}
+
+static struct cache_entry *find(const struct cache *c, struct vsr_vm_id id)
+{
+	return vmmap_entry(vmmap_find(&c->by_id, id), struct cache_entry, by_id);
+}
+
+static uint64_t total_bytes(const struct cache *c)
+{
+	return c->bytes[CACHE_HOLD_NONE] + c->bytes[CACHE_HOLD_RAW] + c->bytes[CACHE_HOLD_ANSWERED];
+}
+
+static bool expired(const struct cache *c, const struct cache_entry *e, uint64_t now)
+{
+	return now >= usec_add(e->updated, c->limits.ttl);
+}
+
+/* Entries with the same hold count together. All heaps have room for every entry, so this
+ * cannot fail (see cache_insert()). */
+static void join_class(struct cache *c, struct cache_entry *e, enum cache_hold hold)
+{
+	e->hold = hold;
+	c->count[hold]++;
+	c->bytes[hold] += e->cost;
+	(void)heap_set(&c->oldest[hold], &e->oldest, e->change);
+}
+
+static void leave_class(struct cache *c, struct cache_entry *e)
+{
+	c->count[e->hold]--;
+	c->bytes[e->hold] -= e->cost;
+	heap_remove(&c->oldest[e->hold], &e->oldest);
+}
+
+static void discard(struct cache *c, struct cache_entry *e, enum cache_end why, uint64_t now)
+{
+	struct cache_removal removal = {
+		.id = e->by_id.id,
+		.why = why,
+		.hold = e->hold,
+		.generation = e->generation,
+		.content = e->content,
+		.residency = usec_sub(now, e->updated),
+		.lifetime = usec_sub(now, e->first_seen),
+	};
+
+	leave_class(c, e);
+	list_del(&e->order);
+	vmmap_remove(&c->by_id, &e->by_id);
+	if (c->observer)
+		c->observer(&removal, c->userdata);
+	entry_free(e);
+}
+
+static size_t discard_expired(struct cache *c, size_t max, uint64_t now)
+{
+	size_t n = 0;
+
+	while (n < max) {
+		struct cache_entry *e = list_first_entry(&c->order, struct cache_entry, order);
+
+		if (!e || !expired(c, e, now))
+			break;
+		discard(c, e, CACHE_END_TTL, now);
+		n++;
+	}
+	return n;
+}
+
+/* Whether content with `hold` may push out another VM's entry with `other`. */
+static bool may_push_out(enum cache_hold hold, enum cache_hold other)
+{
+	return other == CACHE_HOLD_NONE || (other == CACHE_HOLD_RAW && hold == CACHE_HOLD_RAW);
+}
+
+/* The oldest entry that content with `hold` may push out, or NULL. */
+static struct cache_entry *oldest_for(const struct cache *c, enum cache_hold hold)
+{
+	struct cache_entry *oldest = NULL;
+
+	for (enum cache_hold other = 0; other < CACHE_HOLD_MAX; other++) {
+		struct cache_entry *e =
+			heap_entry(heap_top(&c->oldest[other]), struct cache_entry, oldest);
+
+		if (e && may_push_out(hold, other) && (!oldest || e->change < oldest->change))
+			oldest = e;
+	}
+	return oldest;
+}
+
+/* Pushes out the oldest that may go until `slots` more entries and `bytes` more bytes fit, or
+ * nothing more may go, or `max` went. Returns how many went. */
+static size_t push_out(struct cache *c, enum cache_hold hold, size_t slots, uint64_t bytes,
+		       size_t max, uint64_t now)
+{
+	size_t n = 0;
+
+	while (n < max) {
+		bool too_many = c->by_id.n + slots > c->limits.slots;
+		bool too_large = total_bytes(c) + bytes > c->limits.bytes;
+		struct cache_entry *e;
+
+		if (!too_many && !too_large)
+			break;
+		e = oldest_for(c, hold);
+		if (!e)
+			break;
+		discard(c, e, too_many ? CACHE_END_SLOTS : CACHE_END_BYTES, now);
+		n++;
+	}
+	return n;
+}
+
+void cache_set_limits(struct cache *c, const struct cache_limits *limits, uint64_t now)
+{
+	c->limits = *limits;
+	push_out(c, CACHE_HOLD_NONE, 0, 0, SIZE_MAX, now);
+}
+
+/* What no new content can push out of the cache, and so has to live beside it. */
+struct fixed {
+	size_t count;
+	uint64_t bytes;
+};
+
+static struct fixed fixed_for(const struct cache *c, enum cache_hold hold)
+{
+	struct fixed f = { 0 };
+
+	for (enum cache_hold other = 0; other < CACHE_HOLD_MAX; other++)
+		if (!may_push_out(hold, other)) {
+			f.count += c->count[other];
+			f.bytes += c->bytes[other];
+		}
+	return f;
+}
+
+/* The entry leaves anyway: expired, or the VM's own that is replaced. */
+static void fixed_without(struct fixed *f, enum cache_hold hold, const struct cache_entry *e)
+{
+	if (may_push_out(hold, e->hold))
+		return;
+	f->count--;
+	f->bytes -= e->cost;
+}
+
+/* Replacing takes no slot: it works even where more entries are held than slots are left. */
+static bool fits_beside(const struct cache *c, const struct fixed *f, bool replaces, uint64_t cost)
+{
+	return (replaces || f->count < c->limits.slots) && cost <= c->limits.bytes &&
+	       f->bytes <= c->limits.bytes - cost;
+}
+
+int cache_admits(const struct cache *c, struct vsr_vm_id id, size_t length, enum cache_hold hold,
+		 uint64_t now)
+{
+	struct fixed f = fixed_for(c, hold);
+	const struct cache_entry *own = find(c, id);
+	size_t n = 0;
+
+	if (c->limits.slots == 0)
+		return -EOPNOTSUPP;
+	list_for_each(node, &c->order) {
+		const struct cache_entry *e = container_of(node, struct cache_entry, order);
+
+		if (n++ == EXPIRED_PER_INSERT || !expired(c, e, now))
+			break;
+		fixed_without(&f, hold, e);
+		if (e == own)
+			own = NULL;
+	}
+	if (own)
+		fixed_without(&f, hold, own);
+	return fits_beside(c, &f, own, buf_cost_of(length)) ? 0 : -ENOSPC;
+}
+
+static bool same_content(const struct cache_entry *e, const struct buf *content, uint64_t digest)
+{
+	if (e->content == content)
+		return true;
+	return e->digest == digest && buf_len(e->content) == buf_len(content) &&
+	       memcmp(buf_data(e->content), buf_data(content), buf_len(content)) == 0;
+}
+
+/* Room in every heap for n entries, so that join_class() cannot fail. */
+static int reserve(struct cache *c, size_t n)
+{
+	for (size_t i = 0; i < CACHE_HOLD_MAX; i++) {
+		int r = heap_reserve(&c->oldest[i], n);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* The entry holds this content now, and is the newest. */
+static void fill(struct cache *c, struct cache_entry *e, struct buf *content, uint64_t digest,
+		 uint64_t generation, enum cache_hold hold, uint64_t now)
+{
+	e->content = buf_ref(content);
+	e->cost = buf_cost(content);
+	e->digest = digest;
+	e->generation = generation;
+	e->updated = now;
+	e->change = ++c->changes;
+	list_add_last(&c->order, &e->order);
+	join_class(c, e, hold);
+}
+
+static int replace(struct cache *c, struct cache_entry *own, struct buf *content, uint64_t digest,
+		   uint64_t generation, enum cache_hold hold, uint64_t now)
+{
+	struct fixed f = fixed_for(c, hold);
+
+	fixed_without(&f, hold, own);
+	if (!fits_beside(c, &f, true, buf_cost(content)))
+		return -ENOSPC;
+	/* Out of the classes and the order first, so that it is not pushed out itself. */
+	leave_class(c, own);
+	list_del(&own->order);
+	push_out(c, hold, 0, buf_cost(content), SIZE_MAX, now);
+	buf_unref(own->content);
+	fill(c, own, content, digest, generation, hold, now);
+	return CACHE_CHANGED;
+}
+
+static int add(struct cache *c, struct vsr_vm_id id, struct buf *content, uint64_t digest,
+	       uint64_t generation, enum cache_hold hold, uint64_t now)
+{
+	struct fixed f = fixed_for(c, hold);
+	struct cache_entry *e;
+	int r;
+
+	if (!fits_beside(c, &f, false, buf_cost(content)))
+		return -ENOSPC;
+	r = reserve(c, c->by_id.n + 1);
+	if (r < 0)
+		return r;
+	e = calloc(1, sizeof(*e));
+	if (!e)
+		return -ENOMEM;
+	push_out(c, hold, 1, buf_cost(content), SIZE_MAX, now);
+	e->first_seen = now;
+	vmmap_add(&c->by_id, &e->by_id, id);
+	fill(c, e, content, digest, generation, hold, now);
+	return CACHE_ADDED;
+}
+
+int cache_insert(struct cache *c, struct vsr_vm_id id, struct buf *content, uint64_t digest,
+		 uint64_t generation, enum cache_hold hold, uint64_t now)
+{
+	struct cache_entry *own;
+
+	if (c->limits.slots == 0)
+		return -EOPNOTSUPP;
+	discard_expired(c, EXPIRED_PER_INSERT, now);
+	own = find(c, id);
+	if (!own)
+		return add(c, id, content, digest, generation, hold, now);
+	if (!same_content(own, content, digest))
+		return replace(c, own, content, digest, generation, hold, now);
+	leave_class(c, own);
+	join_class(c, own, hold);
+	own->generation = generation;
+	return CACHE_SAME;
+}
+
+const struct cache_entry *cache_peek(const struct cache *c, struct vsr_vm_id id)
+{
+	return find(c, id);
+}
+
+const struct cache_entry *cache_lookup(struct cache *c, struct vsr_vm_id id)
+{
+	const struct cache_entry *e = find(c, id);
+
+	if (e)
+		c->hits++;
+	else
+		c->misses++;
+	return e;
+}
+
+int cache_remove(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_end why,
+		 uint64_t now)
+{
+	struct cache_entry *e = find(c, id);
+
+	if (!e || e->generation != generation)
+		return -ENOENT;
+	discard(c, e, why, now);
+	return 0;
+}
+
+int cache_set_hold(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_hold hold)
+{
+	struct cache_entry *e = find(c, id);
+
+	if (!e || e->generation != generation)
+		return -ENOENT;
+	leave_class(c, e);
+	join_class(c, e, hold);
+	return 0;
+}
+
+size_t cache_sweep(struct cache *c, size_t max, uint64_t now)
+{
+	size_t n = discard_expired(c, max, now);
+
+	return n + push_out(c, CACHE_HOLD_NONE, 0, 0, max - n, now);
+}
+
+const struct cache_entry *cache_next(const struct cache *c, const struct cache_entry *e)
+{
+	const struct list *next = e ? e->order.next : c->order.next;
+
+	return next == &c->order ? NULL : container_of(next, struct cache_entry, order);
+}
+
+void cache_get_stats(const struct cache *c, struct cache_stats *ret)
+{
+	*ret = (struct cache_stats){
+		.slots_used = c->by_id.n,
+		.slots = c->limits.slots,
+		.bytes = total_bytes(c),
+		.hits = c->hits,
+		.misses = c->misses,
+	};
+}

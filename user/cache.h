@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The payload cache (SPEC section 4): the last content of each VM, bounded in slots, bytes and
+ * age. Pure: no I/O, and the clock is an argument (microseconds of CLOCK_BOOTTIME that never go
+ * backwards). Every operation is O(1) or O(log n) plus the entries that it removes.
+ *
+ * Entries are ordered by the last change of their content. Looking one up neither reorders nor
+ * checks its age: an expired payload is still resent until a sweep or an insert removes it.
+ *
+ * The cache is memory; custody is the relay's. What the cache must know of custody is whether
+ * somebody would lose it with the entry (enum cache_hold), because then another VM's content may
+ * not push the entry out. With a state directory nothing durable hangs on an entry.
+ */
+#ifndef VSR_CACHE_H
+#define VSR_CACHE_H
+
+#include "buf.h"
+#include "heap.h"
+#include "list.h"
+#include "vmmap.h"
+
+/* What is lost with an entry. New content may push out entries of other VMs that hold nothing;
+ * content that came raw itself also those that came raw; nothing pushes out answered content. */
+enum cache_hold {
+	CACHE_HOLD_NONE,     /* nothing: not in custody, or durable elsewhere */
+	CACHE_HOLD_RAW,	     /* custody; the content came raw, nobody was told */
+	CACHE_HOLD_ANSWERED, /* custody; a framed agent was answered 0 */
+	CACHE_HOLD_MAX,
+};
+
+/* Why an entry went. */
+enum cache_end {
+	CACHE_END_ACKED,   /* the ACK that ended custody of the held generation */
+	CACHE_END_DROPPED, /* the relay gave the content up (a permanent NACK, say) */
+	CACHE_END_SLOTS,   /* pushed out: too many entries */
+	CACHE_END_BYTES,   /* pushed out: too many bytes */
+	CACHE_END_TTL,
+	CACHE_END_MAX,
+};
+/* "acked", "dropped", "slots", "bytes", "ttl": the label of metrics and log. */
+const char *cache_end_name(enum cache_end why);
+
+struct cache_limits {
+	size_t slots;	/* entries; 0 disables the cache */
+	uint64_t bytes; /* sum of the entries' cost in memory (buf_cost()) */
+	uint64_t ttl;	/* age of content, in usec, from which on it is expired */
+};
+
+/* For reading; only the cache changes it. Valid until the next call that changes the cache. */
+struct cache_entry {
+	struct vmmap_node by_id; /* by_id.id: the VM */
+	struct list order;	 /* oldest to newest change of content */
+	struct heap_node oldest; /* among those with the same hold; key: sequence of changes */
+
+	struct buf *content;
+	uint64_t digest;     /* of the content (SPEC section 5) */
+	uint64_t generation; /* that the content stands for */
+	enum cache_hold hold;
+	size_t cost;	     /* bytes of memory */
+	uint64_t updated;    /* last change of content */
+	uint64_t first_seen; /* first insert of this entry */
+	uint64_t change;     /* sequence number of that change */
+};
+
+/* One removal, as the observer sees it. `content` is the observer's for the call only. */
+struct cache_removal {
+	struct vsr_vm_id id;
+	enum cache_end why;
+	enum cache_hold hold; /* not NONE: unless `why` is ACKED or DROPPED, custody ends here */
+	uint64_t generation;
+	struct buf *content;
+	uint64_t residency; /* now - last change of content, usec */
+	uint64_t lifetime;  /* now - first insert, usec */
+};
+
+/* Called once for every entry that leaves, after it has left. It must not change the cache. */
+typedef void (*cache_observer_t)(const struct cache_removal *removal, void *userdata);
+
+struct cache;
+
+/* An empty cache. observer may be NULL. Returns 0, -ENOMEM. */
+int cache_new(const struct cache_limits *limits, cache_observer_t observer, void *userdata,
+	      struct cache **ret);
+/* Frees the cache and its references; nothing is observed. */
+struct cache *cache_free(struct cache *c);
+DEFINE_CLEANUP(struct cache, cache_free);
+
+/* New limits. What is too much leaves, oldest first, except content in custody that would be
+ * lost: that stays beyond the limits until its custody ends or it expires. */
+void cache_set_limits(struct cache *c, const struct cache_limits *limits, uint64_t now);
+
+enum cache_result {
+	CACHE_ADDED,   /* the VM had no entry */
+	CACHE_CHANGED, /* replaced other content of the VM, first_seen kept, newest now */
+	CACHE_SAME,    /* same bytes as the entry's: time and order untouched */
+};
+
+/*
+ * Stores content for a VM, and takes a reference of its own. First at most 16 expired entries
+ * leave from the oldest end, up to the first fresh one; then, if there is still no room, the
+ * oldest that may go for this content. With CACHE_SAME the entry keeps its own buffer and only
+ * takes over generation and hold.
+ *
+ * Returns an enum cache_result, or
+ *   -EOPNOTSUPP  the cache has no slots
+ *   -ENOSPC      it would push out content in custody (see enum cache_hold), or is larger than
+ *                the whole cache; expired entries may have left, the VM's own entry is as before
+ *   -ENOMEM      likewise
+ */
+int cache_insert(struct cache *c, struct vsr_vm_id id, struct buf *content, uint64_t digest,
+		 uint64_t generation, enum cache_hold hold, uint64_t now);
+
+/* Asks beforehand: would content of `length` bytes of this VM find room? Changes nothing.
+ * Returns 0, -EOPNOTSUPP, -ENOSPC as cache_insert() would. */
+int cache_admits(const struct cache *c, struct vsr_vm_id id, size_t length, enum cache_hold hold,
+		 uint64_t now);
+
+/* The VM's entry, or NULL. cache_lookup() counts a hit or a miss, as the reference counts them
+ * for resends; cache_peek() does not. Neither looks at the age. */
+const struct cache_entry *cache_lookup(struct cache *c, struct vsr_vm_id id);
+const struct cache_entry *cache_peek(const struct cache *c, struct vsr_vm_id id);
+
+/* Removes the VM's entry if it stands for this generation. Returns 0, -ENOENT. */
+int cache_remove(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_end why,
+		 uint64_t now);
+
+/* Custody of this generation ended but the content stays, or became durable. Returns 0, -ENOENT
+ * (no entry of this generation). */
+int cache_set_hold(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_hold hold);
+
+/* Removes up to `max` expired entries, oldest first, and then what is beyond lowered limits.
+ * Returns how many left; if that is max, there may be more. */
+size_t cache_sweep(struct cache *c, size_t max, uint64_t now);
+
+/* Entries from oldest to newest change: NULL for the first; NULL behind the last. */
+const struct cache_entry *cache_next(const struct cache *c, const struct cache_entry *e);
+
+struct cache_stats {
+	size_t slots_used, slots; /* slots: the limit */
+	uint64_t bytes;		  /* cost of all entries */
+	uint64_t hits, misses;	  /* of cache_lookup() */
+};
+void cache_get_stats(const struct cache *c, struct cache_stats *ret);
+
+#endif
