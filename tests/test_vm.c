@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <malloc.h>
+#include <setjmp.h>
+#include <stdarg.h>
+
+#include <cmocka.h>
+
+#include "vm.h"
+
+#define NOW (1000 * USEC_PER_SEC)
+
+static const struct bucket_rate unlimited = { 0 };
+
+static struct vsr_vm_id id(uint32_t cid)
+{
+	return (struct vsr_vm_id){ .ns = 0, .cid = cid };
+}
+
+static struct vm_table *table(size_t max)
+{
+	struct vm_table *t = NULL;
+
+	assert_int_equal(vm_table_new(max, unlimited, unlimited, &t), 0);
+	return t;
+}
+
+static struct vm *obtain(struct vm_table *t, uint32_t cid, uint64_t now)
+{
+	struct vm *vm = NULL;
+
+	assert_int_equal(vm_table_obtain(t, id(cid), now, &vm), 0);
+	return vm;
+}
+
+static void test_record_is_found_again_and_namespaces_are_apart(void **state)
+{
+	_cleanup_(vm_table_freep)
+	struct vm_table *t = table(10);
+	struct vm *a = obtain(t, 3, NOW), *b = NULL;
+
+	(void)state;
+	assert_int_equal(vm_table_obtain(t, (struct vsr_vm_id){ .ns = 1, .cid = 3 }, NOW, &b), 0);
+	assert_ptr_not_equal(a, b);
+	assert_ptr_equal(obtain(t, 3, NOW), a);
+	assert_ptr_equal(vm_table_find(t, id(3)), a);
+	assert_null(vm_table_find(t, id(4)));
+	assert_int_equal(vm_table_count(t), 2);
+}
+
+static void test_full_table_drops_the_least_recently_used(void **state)
+{
+	_cleanup_(vm_table_freep)
+	struct vm_table *t = table(3);
+
+	(void)state;
+	obtain(t, 10, NOW);
+	obtain(t, 11, NOW + 1);
+	obtain(t, 12, NOW + 2);
+	obtain(t, 10, NOW + 3); /* used again: 11 is the oldest now */
+	obtain(t, 13, NOW + 4);
+	assert_null(vm_table_find(t, id(11)));
+	assert_non_null(vm_table_find(t, id(10)));
+	assert_int_equal(vm_table_count(t), 3);
+	assert_int_equal(vm_table_evicted(t), 1);
+}
+
+static void test_pinned_record_is_never_dropped(void **state)
+{
+	const struct bucket_rate slow = bucket_rate_per(1, USEC_PER_MIN, 1);
+	int anything;
+
+	(void)state;
+	for (int why = 0; why < 6; why++) {
+		_cleanup_(vm_table_freep)
+		struct vm_table *t = NULL;
+		struct vm *vm;
+
+		assert_int_equal(vm_table_new(2, slow, slow, &t), 0);
+		vm = obtain(t, 10, NOW);
+		obtain(t, 11, NOW);
+		switch (why) {
+		case 0:
+			vm->custody = &anything;
+			break;
+		case 1:
+			vm->debt = 1;
+			break;
+		case 2:
+			vm->open = 1;
+			break;
+		case 3:
+			assert_true(vm_take_grant(t, vm, NOW));
+			break;
+		case 4:
+			assert_true(vm_take_report(t, vm, NOW));
+			break;
+		case 5:
+			vm->acks = (struct tracker_vm *)&anything;
+			break;
+		}
+		assert_true(vm_pinned(t, vm, NOW));
+		obtain(t, 12, NOW);
+		assert_ptr_equal(vm_table_find(t, id(10)), vm);
+		assert_null(vm_table_find(t, id(11)));
+		/* A bucket is a pin only while it is empty; the others stay. */
+		assert_int_equal(vm_pinned(t, vm, NOW + USEC_PER_MIN), why < 3 || why == 5);
+		assert_int_equal(vm_table_sweep(t, NOW + VM_IDLE_USEC),
+				 why < 3 || why == 5 ? 1 : 2);
+	}
+}
+
+static void test_new_vm_is_refused_when_all_records_are_pinned(void **state)
+{
+	_cleanup_(vm_table_freep)
+	struct vm_table *t = table(2);
+	struct vm *vm = NULL;
+
+	(void)state;
+	obtain(t, 10, NOW)->debt = 1;
+	obtain(t, 11, NOW)->debt = 1;
+	assert_int_equal(vm_table_obtain(t, id(12), NOW, &vm), -ENOBUFS);
+	assert_null(vm);
+	assert_int_equal(vm_table_refused(t), 1);
+	assert_int_equal(vm_table_count(t), 2);
+	obtain(t, 11, NOW)->debt = 0; /* a known VM is not refused */
+	obtain(t, 12, NOW);
+	assert_null(vm_table_find(t, id(11)));
+}
+
+static void test_record_is_kept_until_idle_for_24_hours(void **state)
+{
+	_cleanup_(vm_table_freep)
+	struct vm_table *t = table(10);
+
+	(void)state;
+	obtain(t, 10, NOW);
+	obtain(t, 11, NOW + 1);
+	assert_int_equal(vm_table_sweep(t, NOW + 24 * USEC_PER_HOUR - 1), 0);
+	assert_int_equal(vm_table_sweep(t, NOW + 24 * USEC_PER_HOUR), 1);
+	assert_null(vm_table_find(t, id(10)));
+	assert_int_equal(vm_table_sweep(t, NOW + 24 * USEC_PER_HOUR + 1), 1);
+	assert_int_equal(vm_table_count(t), 0);
+}
+
+static void test_table_holds_16384_records_of_less_than_512_bytes(void **state)
+{
+	_cleanup_(vm_table_freep)
+	struct vm_table *t = NULL;
+	struct mallinfo2 before = mallinfo2(), after;
+	size_t each;
+
+	(void)state;
+	t = table(VM_TABLE_MAX);
+	for (uint32_t cid = 3; cid < 3 + 20000; cid++)
+		obtain(t, cid, NOW + cid);
+	after = mallinfo2();
+	assert_int_equal(vm_table_count(t), 16384);
+	assert_int_equal(vm_table_evicted(t), 20000 - 16384);
+	assert_null(vm_table_find(t, id(3 + 20000 - 16384 - 1)));
+	assert_non_null(vm_table_find(t, id(3 + 20000 - 16384)));
+#ifndef __SANITIZE_ADDRESS__ /* whose allocator mallinfo2() does not know */
+	each = (after.uordblks + after.hblkhd - before.uordblks - before.hblkhd) / VM_TABLE_MAX;
+	print_message("%zu bytes a record\n", each);
+	assert_true(each >= sizeof(struct vm));
+	assert_true(each < 512);
+#else
+	(void)before;
+	(void)after;
+	(void)each;
+#endif
+}
+
+static void test_all_records_are_seen_once(void **state)
+{
+	_cleanup_(vm_table_freep)
+	struct vm_table *t = table(100);
+	bool seen[100] = { 0 };
+	size_t n = 0;
+
+	(void)state;
+	for (uint32_t cid = 0; cid < 100; cid++)
+		obtain(t, cid, NOW);
+	for (struct vm *vm = vm_table_next(t, NULL); vm; vm = vm_table_next(t, vm)) {
+		assert_false(seen[vm->node.id.cid]);
+		seen[vm->node.id.cid] = true;
+		n++;
+	}
+	assert_int_equal(n, 100);
+}
+
+static void test_refusals_are_logged_once_per_vm_per_10_seconds(void **state)
+{
+	_cleanup_(vm_table_freep)
+	struct vm_table *t = table(2);
+	struct vm *a = obtain(t, 10, NOW), *b = obtain(t, 11, NOW);
+	uint32_t unlogged = 99;
+
+	(void)state;
+	assert_true(vm_log_refusal(a, 0, &unlogged));
+	assert_int_equal(unlogged, 0);
+	assert_false(vm_log_refusal(a, 1, &unlogged));
+	assert_true(vm_log_refusal(b, 1, &unlogged));
+	for (int i = 0; i < 41; i++)
+		assert_false(vm_log_refusal(a, 9 * USEC_PER_SEC, &unlogged));
+	assert_true(vm_log_refusal(a, 10 * USEC_PER_SEC + 1, &unlogged));
+	assert_int_equal(unlogged, 42);
+	assert_false(vm_log_refusal(a, 10 * USEC_PER_SEC + 2, &unlogged));
+}
+
+static void test_exported_state_shows_a_digest_only_of_a_valid_record(void **state)
+{
+	_cleanup_(vm_table_freep)
+	struct vm_table *t = table(1);
+	struct vm *vm = obtain(t, 10, NOW);
+	struct vsr_vm_state s;
+
+	(void)state;
+	vm->record_digest = 7;
+	vm->record_length = 8;
+	vm->generation = 3;
+	vm->debt = 5;
+	vm->last_ack = 2 * USEC_PER_SEC;
+	vm_export(vm, &s);
+	assert_int_equal(s.record_digest, 0);
+	assert_int_equal(s.record_length, 0);
+	assert_int_equal(s.generation, 3);
+	assert_int_equal(s.custody, 0);
+	assert_int_equal(s.debt, 5);
+	assert_int_equal(s.last_ack_ns, 2000000000);
+	vm->has_record = true;
+	vm->custody = vm;
+	vm_export(vm, &s);
+	assert_int_equal(s.record_digest, 7);
+	assert_int_equal(s.record_length, 8);
+	assert_int_equal(s.custody, 1);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_record_is_found_again_and_namespaces_are_apart),
+		cmocka_unit_test(test_full_table_drops_the_least_recently_used),
+		cmocka_unit_test(test_pinned_record_is_never_dropped),
+		cmocka_unit_test(test_new_vm_is_refused_when_all_records_are_pinned),
+		cmocka_unit_test(test_record_is_kept_until_idle_for_24_hours),
+		cmocka_unit_test(test_table_holds_16384_records_of_less_than_512_bytes),
+		cmocka_unit_test(test_all_records_are_seen_once),
+		cmocka_unit_test(test_refusals_are_logged_once_per_vm_per_10_seconds),
+		cmocka_unit_test(test_exported_state_shows_a_digest_only_of_a_valid_record),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
