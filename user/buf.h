@@ -5,8 +5,9 @@
  * buf_seal(). References may be dropped by another thread (the disk worker), so the count is
  * atomic; everything else belongs to the event loop.
  *
- * A buffer is its own memory mapping: it grows without copying, an untouched page costs nothing,
- * and what is given back is given back to the system at once or recycled for the next report.
+ * A buffer is its own memory mapping: it grows without copying, and a page costs nothing before
+ * it is filled. Memory that is given back is recycled for the next report, up to a bound: fresh
+ * pages cost several times what receiving into them costs (figures in user/buf.c).
  */
 #ifndef VSR_BUF_H
 #define VSR_BUF_H
@@ -16,10 +17,12 @@
 struct buf;
 
 /* A new empty buffer that can hold up to max bytes (address space only: memory is used as it is
- * filled). Returns 0, -ENOMEM. */
+ * filled). Recycled memory is not cleared: never read beyond buf_len(). Returns 0, -ENOMEM. */
 int buf_new(size_t max, struct buf **ret);
 
+/* A further reference, from any thread that holds one. */
 struct buf *buf_ref(struct buf *b);
+/* Drops a reference, in any thread; the last one frees. NULL is accepted; returns NULL. */
 struct buf *buf_unref(struct buf *b);
 DEFINE_CLEANUP(struct buf, buf_unref);
 
@@ -33,15 +36,20 @@ void buf_advance(struct buf *b, size_t n);
  * back what is beyond them, and makes the buffer immutable. */
 void buf_seal(struct buf *b, size_t skip);
 
-/* The content: valid as long as the reference is held. */
+/* The content, before buf_seal() all bytes so far: valid, and in the same place, as long as the
+ * reference is held. */
 const uint8_t *buf_data(const struct buf *b);
 size_t buf_len(const struct buf *b);
-/* Bytes of memory that the buffer really costs now (whole pages). */
+/* Bytes of memory that the buffer costs now: whole pages, its own bookkeeping left out. */
 size_t buf_cost(const struct buf *b);
-/* What a sealed buffer with this much content costs: whole pages, at least one. */
+/* What a sealed buffer with this much content, and a header before it, costs at most. */
 size_t buf_cost_of(size_t length);
 
-/* Memory that is kept for recycling, in bytes: the sum over free buffers, and its bound. */
+/* Memory that waits to be filled, in bytes: free for recycling, or recycled into a buffer that
+ * has not filled it yet. It never exceeds the limit (default BUF_POOL_DEFAULT); beyond it memory
+ * goes back to the system. It is on top of what buf_cost() says of all buffers. A lower limit
+ * frees at once. Both from any thread. */
+#define BUF_POOL_DEFAULT (16 * MIB)
 size_t buf_pool_bytes(void);
 void buf_pool_set_limit(size_t bytes);
 
