@@ -339,7 +339,7 @@ static void varint_has_at_most_ten_bytes_and_64_bits(void **state _unused_)
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(values); i++) {
-		_cleanup_wire_ struct wire unknown = {}, known = {}, packed = {}, m = {};
+		_cleanup_wire_ struct wire unknown = {}, known = {}, m = {};
 		int expected = values[i].valid ? 0 : -EBADMSG;
 
 		begin(&unknown);
