@@ -24,6 +24,9 @@
 /* What the kernel spends for each packet that it queues for us, beyond its truesize: one sk_msg
  * (KERNEL.md 1b row 22; measured 2.0 KB for a packet of one byte). */
 #define VSR_PACKET_OVERHEAD 2048
+/* No packet in the receive queue has a smaller truesize: sk_buff and skb_shared_info alone are
+ * more. So rmem / this bounds the number of packets that can still be queued. */
+#define VSR_PACKET_TRUESIZE_MIN 512
 /* Unread credit updates after which a connection is given up (SPEC 11, unread_updates). */
 #define VSR_UNREAD_UPDATES (512 * 1024)
 
@@ -59,6 +62,8 @@ enum vsr_conn_flag {
 };
 #define VSR_CONN_VIOLATIONS \
 	(VSR_CONN_ZERO_LENGTH | VSR_CONN_BAD_HEADER | VSR_CONN_TOO_LARGE | VSR_CONN_BAD_PACKET)
+/* With any of these the connection has no report any more: BPF drops every further packet. */
+#define VSR_CONN_REFUSED (VSR_CONN_VIOLATIONS | VSR_CONN_OVER_BUDGET | VSR_CONN_UNREAD_UPDATES)
 
 #define VSR_HEADER_SIZE 16
 
@@ -75,7 +80,8 @@ struct vsr_conn {
 	__u64 known;	      /* of those, bytes dropped because the daemon's cache has them */
 	__u64 refused;	      /* of those, bytes dropped because of a limit or a violation */
 	__u64 packets;	      /* packets shown to BPF, those without payload included */
-	__u64 packets_queued; /* packets passed since the receive queue was last empty */
+	__u64 packets_queued; /* most packets that can be in the receive queue: those passed since
+			       * it was last empty, and no more than its memory allows */
 	__u64 pool_share;     /* bytes drawn from vsr_pool, given back by the daemon at the end */
 	__u64 first_ns;	      /* CLOCK_BOOTTIME of the first packet */
 	__u64 last_ns;	      /* CLOCK_BOOTTIME of the last packet */
@@ -156,7 +162,7 @@ enum vsr_event_kind {
 	VSR_EVENT_HALF = 1,
 	VSR_EVENT_OVER_BUDGET = 2,
 	VSR_EVENT_UNREAD_UPDATES = 3,
-	VSR_EVENT_HEADER = 4, /* header complete: an offer can be answered */
+	VSR_EVENT_HEADER = 4, /* header of an offer (VSR2) complete: it can be answered */
 	VSR_EVENT_FRAME = 5,  /* framed report complete */
 	VSR_EVENT_DIVERGED = 6,
 	VSR_EVENT_VIOLATION = 7,
@@ -168,6 +174,14 @@ struct vsr_event {
 	__u32 slot;
 };
 _Static_assert(sizeof(struct vsr_event) == 16, "ABI");
+
+/* vsr_abi: ARRAY, 0 -> this: pinned beside vsr_vms and vsr_vm_state, says which layout they have.
+ * Tells the next start of the daemon whether it can re-use them; written once, before the pin. */
+struct vsr_abi_info {
+	__u32 version; /* VSR_ABI_VERSION */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct vsr_abi_info) == 8, "ABI");
 
 /* vsr_stats: PERCPU_ARRAY, 0 -> this: totals, and a count for every error path of BPF. */
 struct vsr_stats {

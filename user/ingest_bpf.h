@@ -39,8 +39,8 @@ struct ingest_bpf_settings {
  * Creates the maps, loads the program and attaches it to vsr_socks. With pin_dir set: the
  * directory is made (0700, one level), vsr_vms and vsr_vm_state are re-used if what is pinned
  * there has the same ABI version (the pinned map vsr_abi), type, key, value and number of entries,
- * else replaced; pins of all other maps are replaced. Nothing is left pinned on failure but what
- * was re-used.
+ * else replaced; pins of all other maps are replaced. On failure none of these others stays
+ * pinned.
  *
  * Returns 0, or
  *   -EOPNOTSUPP  this kernel cannot do it (no BPF, verifier or kfunc too old, no BPF file system
