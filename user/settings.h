@@ -177,6 +177,9 @@ struct settings_errors {
 	size_t n_left_off;
 };
 
+/* Writes the messages, a line each, and how many were left off. */
+void settings_errors_print(const struct settings_errors *errors, FILE *out);
+
 /* Frees the texts; the struct itself is the caller's and is empty afterwards. */
 void settings_errors_done(struct settings_errors *errors);
 
@@ -219,13 +222,12 @@ void settings_help(FILE *out);
 struct settings_key_info {
 	const char *name;    /* "report.deadline" */
 	const char *def;     /* as written in the file */
-	const char *env;     /* "VSOCK_RELAY_REPORT_DEADLINE" */
-	const char *env_ref; /* the reference's variable, "" if none */
-	const char *flag;    /* "--report-deadline" */
+	const char *help;    /* one or more sentences */
+	const char *env_ref; /* the reference relay's variable, "" if none */
+	char env[64];	     /* "VSOCK_RELAY_REPORT_DEADLINE" */
+	char flag[64];	     /* "--report-deadline" */
 	bool needs_restart;
 	char expects[256]; /* "a duration such as 4h, 1m30s or 250ms, from 10ms to 1h" */
-	const char *help;
-	char env_buf[80], flag_buf[80];
 };
 bool settings_key(size_t i, struct settings_key_info *ret);
 
