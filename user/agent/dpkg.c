@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "dpkg.h"
+
+#include <stdio.h>
+#include <strings.h>
+
+#define STATUS_MAX	(64 * MIB) /* ten times that of a desktop with 5000 packages */
+#define STATUS_FILE_MAX (1 * MIB)
+#define STATUS_FILES	INVENTORY_PACKAGES_MAX
+
+enum field { FIELD_PACKAGE, FIELD_STATUS, FIELD_VERSION, FIELD_ARCH, FIELD_SOURCE, FIELD_MAX };
+
+static const char *const field_names[FIELD_MAX] = {
+	[FIELD_PACKAGE] = "Package",   [FIELD_STATUS] = "Status", [FIELD_VERSION] = "Version",
+	[FIELD_ARCH] = "Architecture", [FIELD_SOURCE] = "Source",
+};
+
+struct value {
+	const char *s;
+	size_t n;
+};
+
+struct stanza {
+	struct value fields[FIELD_MAX];
+	bool any;     /* it has at least one line */
+	bool damaged; /* a wanted field twice, too long or continued */
+	bool wanted;  /* the last field seen is one of fields */
+};
+
+static bool is_blank(char c)
+{
+	return c == ' ' || c == '\t' || c == '\r';
+}
+
+static struct value trim(const char *s, size_t n)
+{
+	for (; n > 0 && is_blank(s[0]); n--)
+		s++;
+	while (n > 0 && is_blank(s[n - 1]))
+		n--;
+	return (struct value){ s, n };
+}
+
+static bool value_is(struct value v, const char *word)
+{
+	return v.n == strlen(word) && memcmp(v.s, word, v.n) == 0;
+}
+
+/* Cuts the first word off *v. */
+static struct value next_word(struct value *v)
+{
+	struct value word = { v->s, 0 };
+
+	while (word.n < v->n && !is_blank(v->s[word.n]))
+		word.n++;
+	*v = trim(v->s + word.n, v->n - word.n);
+	return word;
+}
+
+static void stanza_line(struct stanza *st, const char *line, size_t n)
+{
+	const char *colon;
+	struct value v;
+
+	st->any = true;
+	if (is_blank(line[0])) {
+		/* None of the wanted fields has more than one line. */
+		st->damaged |= st->wanted;
+		return;
+	}
+	st->wanted = false;
+	colon = memchr(line, ':', n);
+	if (!colon)
+		return;
+	v = trim(colon + 1, line + n - (colon + 1));
+	for (enum field f = 0; f < FIELD_MAX; f++) {
+		if ((size_t)(colon - line) != strlen(field_names[f]) ||
+		    strncasecmp(line, field_names[f], colon - line) != 0)
+			continue;
+		st->wanted = true;
+		if (st->fields[f].s || v.n > INVENTORY_FIELD_MAX)
+			st->damaged = true;
+		st->fields[f] = v;
+	}
+}
+
+static bool is_installed(struct value status, bool optional)
+{
+	struct value state;
+
+	if (!status.s)
+		return optional;
+	next_word(&status); /* what the administrator wants */
+	next_word(&status); /* whether it needs a reinstallation */
+	state = next_word(&status);
+	/* Pending triggers are no reason to leave a package out: its files are there, and the
+	 * inventory would flap while apt works. */
+	return value_is(state, "installed") || value_is(state, "triggers-awaited") ||
+	       value_is(state, "triggers-pending");
+}
+
+/* "name (version)", or the name alone when the source has the binary's version. */
+static void split_source(struct value source, struct value *ret_name, struct value *ret_version)
+{
+	struct value rest = source, name = next_word(&rest);
+
+	*ret_name = name;
+	if (rest.n > 2 && rest.s[0] == '(' && rest.s[rest.n - 1] == ')')
+		*ret_version = trim(rest.s + 1, rest.n - 2);
+}
+
+static const char *text_of(struct inventory *inv, struct value v)
+{
+	return arena_text(inv->arena, v.s ? v.s : "", v.n);
+}
+
+static int add_stanza(struct inventory *inv, const struct stanza *st, const char *db,
+		      bool status_optional)
+{
+	const struct value *f = st->fields;
+	/* The field is left out where the source package has the binary's name (Debian policy
+	 * 5.6.1). */
+	struct value source = f[FIELD_PACKAGE], source_version = f[FIELD_VERSION];
+	struct package p = { .db = db };
+
+	if (!st->any)
+		return 0;
+	if (!st->damaged && f[FIELD_PACKAGE].n > 0 &&
+	    !is_installed(f[FIELD_STATUS], status_optional))
+		return 0;
+	if (st->damaged || f[FIELD_PACKAGE].n == 0 || f[FIELD_VERSION].n == 0) {
+		inv->skipped++;
+		return 0;
+	}
+	if (f[FIELD_SOURCE].n > 0)
+		split_source(f[FIELD_SOURCE], &source, &source_version);
+
+	p.name = text_of(inv, f[FIELD_PACKAGE]);
+	p.version = text_of(inv, f[FIELD_VERSION]);
+	p.arch = text_of(inv, f[FIELD_ARCH]);
+	p.source = text_of(inv, source);
+	p.source_version = text_of(inv, source_version);
+	if (!p.name || !p.version || !p.arch || !p.source || !p.source_version)
+		return -ENOMEM;
+	return inventory_add_package(inv, &p);
+}
+
+int dpkg_parse(struct inventory *inv, const char *text, size_t len, const char *db,
+	       bool status_optional)
+{
+	struct stanza st = {};
+	int r;
+
+	while (len > 0) {
+		const char *newline = memchr(text, '\n', len);
+		size_t n = newline ? (size_t)(newline - text) : len;
+
+		if (trim(text, n).n > 0) {
+			stanza_line(&st, text, n);
+		} else {
+			r = add_stanza(inv, &st, db, status_optional);
+			if (r < 0)
+				return r;
+			st = (struct stanza){};
+		}
+		n += newline ? 1 : 0;
+		text += n;
+		len -= n;
+	}
+	return add_stanza(inv, &st, db, status_optional);
+}
+
+static int read_status(struct inventory *inv, const struct rootfs *root)
+{
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	int r;
+
+	r = rootfs_read(root, DPKG_STATUS, STATUS_MAX, &text, &len);
+	if (r < 0)
+		return r;
+	return dpkg_parse(inv, text, len, DPKG_STATUS, false);
+}
+
+static int read_status_file(struct inventory *inv, const struct rootfs *root, const char *name)
+{
+	_cleanup_free_ char *text = NULL;
+	const char *db;
+	size_t len;
+	int r;
+
+	db = arena_printf(inv->arena, "%s/%s", DPKG_STATUS_DIR, name);
+	if (!db)
+		return -ENOMEM;
+	r = rootfs_read(root, db, STATUS_FILE_MAX, &text, &len);
+	if (r == -ENOMEM)
+		return r;
+	if (r < 0) {
+		inv->skipped++;
+		return 0;
+	}
+	return dpkg_parse(inv, text, len, db, true);
+}
+
+static int read_status_dir(struct inventory *inv, const struct rootfs *root)
+{
+	char **names;
+	size_t n;
+	int r;
+
+	r = rootfs_list(root, DPKG_STATUS_DIR, STATUS_FILES, &names, &n);
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < n && r >= 0; i++) {
+		size_t len = strlen(names[i]);
+
+		/* Lists of files lie beside the packages. */
+		if (len > 8 && streq(names[i] + len - 8, ".md5sums"))
+			continue;
+		r = read_status_file(inv, root, names[i]);
+	}
+	rootfs_names_free(names, n);
+	return r;
+}
+
+int dpkg_read(struct inventory *inv, const struct rootfs *root)
+{
+	int status, dir;
+
+	status = read_status(inv, root);
+	if (status < 0 && status != -ENOENT)
+		return status;
+	dir = read_status_dir(inv, root);
+	if (dir < 0 && dir != -ENOENT && dir != -ENOTDIR)
+		return dir;
+	return status < 0 && dir < 0 ? -ENOENT : 0;
+}
