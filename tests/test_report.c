@@ -435,6 +435,30 @@ static void unknown_fields_of_every_wire_type_are_allowed_anywhere(void **state 
 	}
 }
 
+static void value_beyond_the_message_around_it_is_malformed(void **state _unused_)
+{
+	static const struct {
+		const char *bytes;
+		size_t len;
+		const char *what;
+	} fields[] = {
+		{ "\x79\0\0\0\0\0\0\0", 8, "cut" }, /* field 15, fixed64 */
+		{ "\x7d\0\0\0", 4, "cut" },	    /* field 15, fixed32 */
+		{ "\x78\x80", 2, "bad varint" },    { "\x7a\x80", 2, "bad length" },
+		{ "\x80", 1, "bad tag" },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(fields); i++) {
+		_cleanup_wire_ struct wire w = {}, m = {};
+
+		begin(&w);
+		wire_raw(&m, fields[i].bytes, fields[i].len);
+		wire_message(&w, 2, &m);
+		wire_raw(&w, "\x0a\x00\x78\x01\x78\x01\x78\x01\x78\x01", 10);
+		assert_malformed(&w, fields[i].what);
+	}
+}
+
 static void groups_are_malformed_as_for_protobuf_c(void **state _unused_)
 {
 	_cleanup_wire_ struct wire w = {};
@@ -872,6 +896,7 @@ int main(void)
 		cmocka_unit_test(repeated_numbers_are_read_packed_and_not),
 		cmocka_unit_test(enum_values_without_a_name_are_allowed),
 		cmocka_unit_test(unknown_fields_of_every_wire_type_are_allowed_anywhere),
+		cmocka_unit_test(value_beyond_the_message_around_it_is_malformed),
 		cmocka_unit_test(groups_are_malformed_as_for_protobuf_c),
 		cmocka_unit_test(raw_report_never_begins_with_V),
 		cmocka_unit_test(numbers_of_discovered_data_are_taken_as_receivers_take_them),
