@@ -188,15 +188,13 @@ static const struct settings_row rows[] = {
 	{ DURATION("admission.wait", admission.wait_usec, "5s", 0, HOUR),
 	  .env_ref = "ROX_VIRTUAL_MACHINES_VSOCK_CONCURRENCY_TIMEOUT", RELOAD,
 	  .help = "How long a connection waits for a place and memory before it is closed." },
-	{ UINT("admission.per_vm", admission.per_vm, "2", 1, 64), RELOAD,
-	  .help = "Connections of one VM that are served at once; one more may wait." },
 	{ UINT("admission.waiting", admission.waiting, "256", 0, 65536), RELOAD,
 	  .help = "Connections that wait, of all VMs together." },
 	{ NUMBER("admission.grant_rate", admission.grant_rate, "1", 0, 1000000), .unit = "/s",
 	  RELOAD,
-	  .help = "Connections per second that one VM may begin in the long run; 0: unlimited." },
+	  .help = "Reports per second that one VM may begin in the long run; 0: unlimited." },
 	{ UINT("admission.grant_burst", admission.grant_burst, "5", 1, 1000000), RELOAD,
-	  .help = "Connections that one VM may begin at once." },
+	  .help = "Reports that one VM may begin before admission.grant_rate holds it back." },
 
 	{ SIZE("memory.budget", memory_budget, "256MiB", MIB, 1024 * GIB), RESTART,
 	  .help = "Memory for all reports being received: the kernel's queues and the daemon's "
@@ -911,6 +909,13 @@ static void check_listeners(struct loader *ld)
 	}
 }
 
+static void check_user(struct loader *ld)
+{
+	if (*ld->s->group && !*ld->s->user)
+		conflict(ld, "group", "user",
+			 "group: set without user, so it would not be used; expected both");
+}
+
 /* ---- loading ---- */
 
 static int begin(struct loader *ld, int argc, char *const argv[], struct settings_errors *errors)
@@ -960,6 +965,7 @@ static void read_all(struct loader *ld, char *const envp[], const char *yaml, si
 	check_memory(ld);
 	check_times(ld);
 	check_listeners(ld);
+	check_user(ld);
 }
 
 int settings_parse(int argc, char *const argv[], char *const envp[], const char *file,

@@ -114,7 +114,6 @@ struct settings {
 	struct {
 		uint32_t places;
 		uint64_t wait_usec;
-		uint32_t per_vm;
 		uint32_t waiting;
 		double grant_rate; /* per VM and second; 0 is unlimited */
 		uint32_t grant_burst;
