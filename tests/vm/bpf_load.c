@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * Loads the BPF programs on the running kernel and holds the verifier's work against a budget:
+ * the verifier gives up at a million instructions, and newer ones count more than older ones.
+ * Prints TAP. Needs root; exit status 1 if a program does not load or breaks the budget.
+ */
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <sys/utsname.h>
+
+#include "ingest.skel.h"
+#include "util.h"
+
+#define BUDGET 100000
+
+static int verified(struct bpf_program *prog)
+{
+	struct bpf_prog_info info = {};
+	uint32_t size = sizeof(info);
+	int r;
+
+	r = bpf_obj_get_info_by_fd(bpf_program__fd(prog), &info, &size);
+	return r < 0 ? r : (int)info.verified_insns;
+}
+
+int main(void)
+{
+	struct ingest_bpf *skel;
+	struct utsname u;
+	int n, r;
+
+	uname(&u);
+	printf("1..2\n# kernel %s\n", u.release);
+	skel = ingest_bpf__open();
+	r = skel ? ingest_bpf__load(skel) : -errno;
+	if (r < 0) {
+		printf("not ok 1 - verdict program loads: %s\nnot ok 2 - verifier budget\n",
+		       strerror(-r));
+		return 1;
+	}
+	printf("ok 1 - verdict program loads\n");
+
+	n = verified(skel->progs.vsr_ingest);
+	ingest_bpf__destroy(skel);
+	printf("%sok 2 - verifier budget: vsr_ingest takes %d of %d instructions\n",
+	       n > 0 && n <= BUDGET ? "" : "not ", n, BUDGET);
+	return n > 0 && n <= BUDGET ? 0 : 1;
+}
