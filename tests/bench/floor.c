@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The least that anybody could do: receives the same bytes as the daemon over the same kind of
+ * sockets, each report into one buffer, and writes it to a file. No framing, no validation, no
+ * digest, no cache, no limits. What the daemon costs is given as a multiple of this.
+ *
+ *   floor [--durable] SOCKETS FIRST_CID COUNT OUTPUT
+ *
+ * Listens on SOCKETS/vm-<cid>_818 for COUNT CIDs, writes OUTPUT/0-<cid>.pb until it is told to
+ * end by SIGTERM. With --durable a file is replaced atomically and survives a power loss, as the
+ * daemon's `file` upstream promises; without, it is just written.
+ */
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "util.h"
+
+#define BUFFER	(16 * MIB)
+#define MAX_VMS 1024
+
+static _noreturn_ void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static int listen_on(const char *dir, unsigned cid)
+{
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		die("socket");
+	snprintf(sa.sun_path, sizeof(sa.sun_path), "%s/vm-%u_818", dir, cid);
+	if (bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(fd, 4096) < 0)
+		die(sa.sun_path);
+	return fd;
+}
+
+static size_t receive(int fd, uint8_t *buf)
+{
+	size_t len = 0;
+
+	for (;;) {
+		ssize_t n = recv(fd, buf + len, BUFFER - len, 0);
+
+		if (n < 0)
+			die("recv");
+		if (n == 0)
+			return len;
+		len += n;
+	}
+}
+
+static void write_all(int fd, const uint8_t *buf, size_t len)
+{
+	while (len > 0) {
+		ssize_t n = write(fd, buf, len);
+
+		if (n < 0)
+			die("write");
+		buf += n;
+		len -= n;
+	}
+}
+
+static void store(int dir, unsigned cid, const uint8_t *buf, size_t len, bool durable)
+{
+	char name[32], tmp[40];
+	int fd;
+
+	snprintf(name, sizeof(name), "0-%u.pb", cid);
+	snprintf(tmp, sizeof(tmp), ".%s.tmp", name);
+	fd = openat(dir, durable ? tmp : name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0640);
+	if (fd < 0)
+		die(name);
+	write_all(fd, buf, len);
+	if (durable && (fsync(fd) < 0 || renameat(dir, tmp, dir, name) < 0 || fsync(dir) < 0))
+		die(name);
+	close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	bool durable = argc > 1 && streq(argv[1], "--durable");
+	static struct pollfd fds[MAX_VMS];
+	unsigned first, count;
+	uint8_t *buf;
+	int dir;
+
+	argv += durable;
+	argc -= durable;
+	if (argc != 5) {
+		fputs("usage: floor [--durable] SOCKETS FIRST_CID COUNT OUTPUT\n", stderr);
+		return 2;
+	}
+	first = strtoul(argv[2], NULL, 10);
+	count = MIN(strtoul(argv[3], NULL, 10), (unsigned long)MAX_VMS);
+	dir = open(argv[4], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir < 0)
+		die(argv[4]);
+	buf = mmap(NULL, BUFFER, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (buf == MAP_FAILED)
+		die("mmap");
+	for (unsigned i = 0; i < count; i++)
+		fds[i] = (struct pollfd){ .fd = listen_on(argv[1], first + i), .events = POLLIN };
+	puts("ready");
+	fflush(stdout);
+
+	while (poll(fds, count, -1) > 0)
+		for (unsigned i = 0; i < count; i++)
+			if (fds[i].revents) {
+				int fd = accept4(fds[i].fd, NULL, NULL, SOCK_CLOEXEC);
+
+				if (fd < 0)
+					die("accept4");
+				store(dir, first + i, buf, receive(fd, buf), durable);
+				close(fd);
+			}
+	die("poll");
+}

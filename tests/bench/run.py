@@ -1,0 +1,240 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""What the relay costs, each figure beside its floor from the same run. Prints one JSON object.
+
+CPU: user and system time of the whole daemon, from the start of a report to its being stored, for
+distinct reports of 2.5 MB over hybrid sockets; the floor (floor.c) receives the same bytes from
+the same sender and writes them to the same file system. The floor that counts for the target is
+the durable one, since the `file` upstream promises as much; the other is given beside it. Floor
+and daemon take turns, and the medians are compared.
+
+Memory: resident set of the daemon with 100 reports of 2.5 MB in its cache. They stay there because
+their files cannot be replaced: a directory is in the way of each.
+
+Never fails: what could not be measured is in "errors".
+"""
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+FIRST_CID = 1000
+TIMEOUT_S = 60
+MIB = 1024 * 1024
+CPU_TARGET = 2.0
+RSS_TARGET_MIB = 280
+
+
+def cpu_seconds(pid):
+    """User and system time of all threads: in ns where the kernel has them, else in ticks."""
+    try:
+        total = 0
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{tid}/schedstat") as f:
+                total += int(f.read().split()[0])
+        return total / 1e9
+    except FileNotFoundError:
+        with open(f"/proc/{pid}/stat") as f:
+            fields = f.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def status_mib(pid, key):
+    with open(f"/proc/{pid}/status") as f:
+        for line in f:
+            if line.startswith(key + ":"):
+                return round(int(line.split()[1]) / 1024, 1)
+    raise KeyError(key)
+
+
+def wait_for(what, condition):
+    end = time.monotonic() + TIMEOUT_S
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"timed out: {what}")
+        time.sleep(0.02)
+
+
+class Receiver:
+    """The floor or the daemon, running, with its sockets and its output in a directory."""
+
+    def __init__(self, build, top, vms):
+        self.build, self.vms = build, vms
+        self.dir = tempfile.mkdtemp(dir=top)
+        self.sockets = os.path.join(self.dir, "s")
+        self.output = os.path.join(self.dir, "out")
+        os.mkdir(self.sockets)
+        os.mkdir(self.output)
+        self.number = 0
+        self.process = None
+
+    def start(self, command):
+        with open(os.path.join(self.dir, "log"), "w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        last = f"{self.sockets}/vm-{FIRST_CID + self.vms - 1}_818"
+        wait_for("the start of " + command[0], lambda: self.alive() and os.path.exists(last))
+        time.sleep(0.2)
+
+    def alive(self):
+        if self.process.poll() is not None:
+            with open(os.path.join(self.dir, "log"), errors="replace") as log:
+                raise RuntimeError(f"ended with {self.process.returncode}: {log.read()[-2000:]}")
+        return True
+
+    def start_floor(self, durable):
+        self.start([f"{self.build}/tests/bench/floor", *(["--durable"] if durable else []),
+                    self.sockets, str(FIRST_CID), str(self.vms), self.output])
+        return self
+
+    def start_daemon(self):
+        config = os.path.join(self.dir, "relayd.yaml")
+        sockets = "".join(f"    - {{path: {self.sockets}/vm-{cid}, cid: {cid}}}\n"
+                          for cid in range(FIRST_CID, FIRST_CID + self.vms))
+        with open(config, "w") as f:
+            f.write("listen:\n  vsock: false\nbpf: off\n"
+                    f"hybrid:\n  allowed_uids: {os.getuid()}\n  sockets:\n{sockets}"
+                    "admission:\n  grant_rate: 0\n"
+                    f"retry:\n  base: 1h\nrun_directory: {self.dir}\nadmin_socket: ''\n"
+                    "metrics:\n  listen: off\nlog:\n  level: warning\n"
+                    f"upstream:\n  kind: file\n  file:\n    directory: {self.output}\n")
+        self.start([f"{self.build}/vsock-relayd", "--config", config])
+        return self
+
+    def send(self, mode):
+        """One new report of each VM, one after the other."""
+        self.number += 1
+        out = subprocess.run([f"{self.build}/tests/bench/sender", mode, self.sockets,
+                              str(FIRST_CID), str(self.vms), str(self.number)],
+                             check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
+        return json.loads(out.stdout)["bytes"]
+
+    def stored(self, cid, size):
+        """Whether the newest report of the VM is there, whole."""
+        path = f"{self.output}/0-{cid}.pb"
+        try:
+            with open(path, "rb") as f:
+                return (b"vm-%08d%08d" % (self.number, cid) in f.read(64)
+                        and os.fstat(f.fileno()).st_size == size)
+        except FileNotFoundError:
+            return False
+
+    def round(self, mode):
+        size = self.send(mode)
+        for cid in range(FIRST_CID, FIRST_CID + self.vms):
+            wait_for("a report being stored",
+                     lambda cid=cid: self.alive() and self.stored(cid, size))
+        return size
+
+    def stop(self):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def cpu_ms_per_report(receiver, mode, rounds):
+    try:
+        receiver.round(mode)  # warm: page cache, buffers, a known length for each VM
+        before = cpu_seconds(receiver.process.pid)
+        for _ in range(rounds):
+            size = receiver.round(mode)
+        used = cpu_seconds(receiver.process.pid) - before
+        return size, used * 1e3 / (rounds * receiver.vms)
+    finally:
+        receiver.stop()
+
+
+def measure_cpu(options, top, result):
+    kinds = {
+        "floor_durable": lambda r: (r.start_floor(True), "raw"),
+        "daemon_raw": lambda r: (r.start_daemon(), "raw"),
+        "daemon_framed": lambda r: (r.start_daemon(), "vsr1"),
+        "floor_written": lambda r: (r.start_floor(False), "raw"),
+    }
+    samples = {kind: [] for kind in kinds}
+    for _ in range(options.repeats):
+        for kind, start in kinds.items():
+            receiver = Receiver(options.build, top, options.vms)
+            try:
+                size, ms = cpu_ms_per_report(*start(receiver), options.rounds)
+            except Exception as e:  # the others are still worth having
+                receiver.stop()
+                result["errors"].append(f"{kind}: {e}")
+                continue
+            result["report_bytes"] = size
+            samples[kind].append(ms)
+    median = {k: round(statistics.median(v), 3) for k, v in samples.items() if v}
+    cpu = {"cpu_ms_per_report": median, "samples": {k: [round(x, 3) for x in v]
+                                                    for k, v in samples.items()}}
+    for kind in ("daemon_raw", "daemon_framed"):
+        for floor in ("floor_durable", "floor_written"):
+            if median.get(kind) and median.get(floor):
+                cpu[f"{kind}_per_{floor}"] = round(median[kind] / median[floor], 2)
+    cpu["target"] = CPU_TARGET
+    if "daemon_raw_per_floor_durable" in cpu and "daemon_framed_per_floor_durable" in cpu:
+        cpu["met"] = max(cpu["daemon_raw_per_floor_durable"],
+                         cpu["daemon_framed_per_floor_durable"]) <= CPU_TARGET
+    return cpu
+
+
+def measure_memory(options, top):
+    receiver = Receiver(options.build, top, 100)
+    try:
+        for cid in range(FIRST_CID, FIRST_CID + 100):
+            os.makedirs(f"{receiver.output}/0-{cid}.pb/in-the-way")
+        receiver.start_daemon()
+        pid = receiver.process.pid
+        memory = {"empty_rss_mib": status_mib(pid, "VmRSS")}
+        size = receiver.send("vsr1")  # answered 0: in custody, and so in the cache
+        time.sleep(3)  # for the attempts to store them
+        receiver.alive()
+        memory["cached_rss_mib"] = status_mib(pid, "VmRSS")
+        memory["peak_rss_mib"] = status_mib(pid, "VmHWM")
+        memory["payloads_mib"] = round(100 * size / MIB, 1)
+        memory["target_mib"] = RSS_TARGET_MIB
+        memory["met"] = memory["cached_rss_mib"] <= RSS_TARGET_MIB
+        return memory
+    finally:
+        receiver.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser(description="measure the relay beside its floor")
+    parser.add_argument("--build", default="build", help="folder with the programs")
+    parser.add_argument("--dir", default="/var/tmp", help="file system to store reports on")
+    parser.add_argument("--vms", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+
+    result = {"errors": []}
+    top = tempfile.mkdtemp(prefix="vsr-bench-", dir=options.dir)
+    try:
+        for name, measure in (
+                ("cpu", lambda: measure_cpu(options, top, result)),
+                ("memory", lambda: measure_memory(options, top)),
+                ("validator", lambda: json.loads(subprocess.run(
+                    [f"{options.build}/tests/bench/validate"], check=True, text=True,
+                    capture_output=True, timeout=TIMEOUT_S).stdout))):
+            try:
+                result[name] = measure()
+            except Exception as e:  # figures are missing then, no more
+                result["errors"].append(f"{name}: {e}")
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+    json.dump(result, sys.stdout, indent=2)
+    print()
+
+
+if __name__ == "__main__":
+    main()
