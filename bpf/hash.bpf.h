@@ -28,7 +28,9 @@ static inline __attribute__((always_inline)) __u64 vsr_xxh64_block(const __u64 *
 	__u64 h;
 	__u32 i;
 
+#ifdef __bpf__
 #pragma clang loop unroll(disable)
+#endif
 	for (i = 0; i < VSR_BLOCK_SIZE / 8; i += 4) {
 		a = vsr_xxh_round(a, block[i]);
 		b = vsr_xxh_round(b, block[i + 1]);

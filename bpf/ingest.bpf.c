@@ -12,10 +12,16 @@
  * bpf_dynptr_slice() without a buffer are not safe on the packets that a guest can make: the
  * linear length may be 0 or negative.
  */
+#ifdef __bpf__
 #include "vmlinux.h"
 
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
+
+#define SETTING const volatile
+#else
+#include "native.h"
+#endif
 
 #include "hash.bpf.h"
 #include "verdict.bpf.h"
@@ -23,8 +29,8 @@
 char LICENSE[] SEC("license") = "GPL";
 
 /* Set by user/ingest_bpf.c before the load. */
-const volatile __u64 vsr_seed = 0;	   /* of the digest: the node's */
-const volatile __u64 vsr_report_limit = 0; /* most payload bytes of a report */
+SETTING __u64 vsr_seed = 0;	    /* of the digest: the node's */
+SETTING __u64 vsr_report_limit = 0; /* most payload bytes of a report */
 
 extern void *bpf_cast_to_kern_ctx(void *obj) __ksym;
 
