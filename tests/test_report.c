@@ -280,7 +280,7 @@ static void length_has_at_most_five_bytes_and_31_bits(void **state _unused_)
 	wire_varint_n(&six, 0, 6);
 	assert_malformed(&six, "bad length");
 
-	/* 2^32, of which protobuf-c keeps 0 */
+	/* 2^32: a reader that keeps 32 bits of it would read on at once */
 	begin(&dropped);
 	wire_tag(&dropped, 2, 2);
 	wire_varint(&dropped, 1ULL << 32);

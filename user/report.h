@@ -16,15 +16,13 @@
  *     it, and readers that keep 32 bits of the tag take it for a small number, 1 for instance;
  *  4. a varint that does not fit 64 bits (ten bytes of which the last is above 1): protobuf-c
  *     drops the excess, Go refuses it;
- *  5. a length that does not fit 31 bits: protobuf-c reads five bytes of it and drops what is
- *     above 32 bits, so that a reader of all of it would see other field boundaries;
- *  6. a bool that is not a varint: the one type whose wire type protobuf-c does not check;
- *  7. messages nested deeper than REPORT_DEPTH_MAX: protobuf-c recurses without a limit.
+ *  5. a bool that is not a varint: the one type whose wire type protobuf-c does not check;
+ *  6. messages nested deeper than REPORT_DEPTH_MAX: protobuf-c recurses without a limit.
  *
  * Allowed, and treated as every receiver does: overlong encodings of tags (up to 5 bytes),
- * lengths (up to 5) and varints (up to 10), which count as the value that they encode, so that a
- * repeat in such disguise is still a repeat; repeats of all other fields; unknown fields; enum
- * values without a name; repeated scalars both packed and not.
+ * lengths (up to 5, below 2^31) and varints (up to 10), which count as the value that they
+ * encode, so that a repeat in such disguise is still a repeat; repeats of all other fields;
+ * unknown fields; enum values without a name; repeated scalars both packed and not.
  */
 #ifndef VSR_REPORT_H
 #define VSR_REPORT_H
