@@ -116,10 +116,19 @@ enum tracker_match tracker_nack(struct tracker *t, struct vm *vm, uint64_t vm_id
 /* Whether a NACK with this reason is permanent. */
 bool tracker_reason_permanent(const struct tracker *t, const char *reason);
 
+/* Whom an ACK names that comes without a CID that counts (a namespace other than 0): the VM of this
+ * namespace with an unsettled send whose report claimed this vm_id; NULL if there is none, or more
+ * than one, or the hash is 0. */
+struct vm *tracker_claimant(const struct tracker *t, uint32_t ns, uint64_t vm_id_hash);
+
 /* While the upstream is paused (SPEC 8) nothing is due and due times stand still: tracker_next()
  * says no VM. Both may be called twice. */
 void tracker_pause(struct tracker *t, uint64_t now);
 void tracker_resume(struct tracker *t, uint64_t now);
+
+/* The VM whose content should probe a paused upstream: the one that has waited longest, or would
+ * be due first. NULL: no content. */
+struct vm *tracker_probe(const struct tracker *t);
 
 /* The VM's next retry time, USEC_INFINITY: none. For people. */
 uint64_t tracker_due(const struct tracker *t, const struct vm *vm);
