@@ -3,9 +3,12 @@
 
 #include <sys/utsname.h>
 
+#include "discovery.h"
 #include "dpkg.h"
 #include "identity.h"
 #include "log.h"
+#include "repositories.h"
+#include "rpm.h"
 #include "synthetic.h"
 #include "vmreport.h"
 
@@ -36,6 +39,43 @@ static int read_file(const char *path, uint8_t **ret, size_t *ret_len)
 	return 0;
 }
 
+/* Reads whichever package databases the machine has. */
+static int read_packages(struct inventory *inv, const struct rootfs *root, const struct options *o,
+			 int stop_fd)
+{
+	int dpkg, rpm;
+
+	dpkg = dpkg_read(inv, root);
+	if (dpkg < 0 && dpkg != -ENOENT)
+		return log_error_errno(dpkg, "the database of dpkg cannot be read");
+	rpm = rpm_read(inv, root, o->rpm_command, stop_fd);
+	if (rpm == -ECANCELED)
+		return rpm;
+	if (rpm == -ENOPKG && inv->n_packages > 0) {
+		/* Debian's rpm tools leave a database behind that lists nothing. */
+		log_warning("there is a database of rpm, but no command %s: left out",
+			    o->rpm_command);
+		rpm = 0;
+	}
+	if (rpm == -EIO) {
+		log_error("%s failed; --verbose shows what it says", o->rpm_command);
+		return rpm;
+	}
+	if (rpm < 0 && rpm != -ENOENT)
+		return log_error_errno(rpm, "the database of rpm cannot be read with %s",
+				       o->rpm_command);
+	if (dpkg < 0 && rpm < 0)
+		return log_error_errno(ENOENT, "%s: no database of dpkg or rpm here", o->root);
+	if (inv->skipped > 0)
+		log_warning("damaged entries of the package database, left out: %zu", inv->skipped);
+	if (inv->n_packages == 0) {
+		/* The receiver would believe that nothing is installed. */
+		log_error("%s: the package database lists no package, nothing to report", o->root);
+		return -ENOENT;
+	}
+	return 0;
+}
+
 static int read_machine(struct inventory *inv, const struct options *o, int stop_fd)
 {
 	_cleanup_(rootfs_closep)
@@ -43,23 +83,22 @@ static int read_machine(struct inventory *inv, const struct options *o, int stop
 	struct utsname uts;
 	int r;
 
-	(void)stop_fd;
 	r = rootfs_open(o->root, &root);
 	if (r < 0)
 		return log_error_errno(r, "%s", o->root);
 	r = osrelease_read(inv->arena, &root, &inv->os);
 	if (r < 0)
 		log_warning_errno(r, "os-release cannot be read, the distribution is unknown");
-	r = dpkg_read(inv, &root);
-	if (r == -ENOENT)
-		return log_error_errno(r, "%s: no package database here", o->root);
+	r = read_packages(inv, &root, o, stop_fd);
 	if (r < 0)
-		return log_error_errno(r, "the database of dpkg cannot be read");
+		return r;
+	r = repositories_read(inv, &root);
+	if (r < 0)
+		return log_error_errno(r, "the repositories cannot be read");
+	inv->activation = discovery_activation(&root);
+	inv->dnf_metadata = discovery_dnf_metadata(&root);
 	if (rootfs_is_system(&root) && uname(&uts) == 0)
 		inv->arch = arena_text(inv->arena, uts.machine, strlen(uts.machine)) ?: "";
-	if (inv->skipped > 0)
-		log_warning("%zu damaged entries of the package database were left out",
-			    inv->skipped);
 	inventory_finish(inv);
 	return 0;
 }

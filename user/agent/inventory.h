@@ -50,7 +50,7 @@ struct inventory {
 	struct repository repositories[INVENTORY_REPOSITORIES_MAX];
 	size_t n_repositories;
 	struct osrelease os;
-	const char *arch; /* of the machine, as the package database writes it */
+	const char *arch; /* of the machine, as uname(2) says */
 	enum activation activation;
 	enum dnf_metadata dnf_metadata;
 };

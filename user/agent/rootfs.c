@@ -30,10 +30,9 @@ bool rootfs_is_system(const struct rootfs *root)
 
 static int open_below(const struct rootfs *root, const char *name, int flags)
 {
-	struct open_how how = {
-		.flags = flags | O_CLOEXEC | O_NONBLOCK,
-		.resolve = RESOLVE_IN_ROOT,
-	};
+	/* A FIFO must not stop us; openat2() refuses the flag beside O_PATH, which never waits. */
+	int all = flags | O_CLOEXEC | (flags & O_PATH ? 0 : O_NONBLOCK);
+	struct open_how how = { .flags = all, .resolve = RESOLVE_IN_ROOT };
 	int fd;
 
 	if (!rootfs_is_system(root)) {
@@ -43,7 +42,7 @@ static int open_below(const struct rootfs *root, const char *name, int flags)
 		if (errno != ENOSYS)
 			return -errno;
 	}
-	fd = openat(root->fd, name, flags | O_CLOEXEC | O_NONBLOCK);
+	fd = openat(root->fd, name, all);
 	return fd < 0 ? -errno : fd;
 }
 
