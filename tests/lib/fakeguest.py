@@ -146,10 +146,12 @@ class FakeGuest:
     # ---- connections ----
 
     def connect(self, cid, port, **keys):
-        """Returns the connection's number. Raises "refused" or "timeout"."""
+        """Returns the connection's number. Raises "refused" or "timeout". async_=True: at once."""
+        keys["async"] = keys.pop("async_", None)
         return self.command("connect", cid, port, **keys)["conn"]
 
     def connectmany(self, cid, port, n, **keys):
+        keys["async"] = keys.pop("async_", None)
         return self.command("connectmany", cid, port, n, **keys)
 
     def conn(self, conn):

@@ -6,8 +6,9 @@
  *
  * counts: sockets in the tables of SOCK_DIAG (module vsock_diag) by state and local port. A socket
  * leaves those tables when its peer shuts down, while the kernel may hold it on. refs are the
- * modules' reference counts: each AF_VSOCK socket that exists anywhere, also a closed one whose
- * packets still wait in a guest's queue, holds one of `vsock` (sk_prot_alloc() in net/core/sock.c).
+ * modules' reference counts: an open AF_VSOCK socket holds two of `vsock`, one for its file and one
+ * for itself (sk_prot_alloc() in net/core/sock.c); the latter stays while the kernel holds the
+ * socket, for instance because its packets still wait in a guest's queue.
  */
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
