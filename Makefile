@@ -42,6 +42,12 @@ CFLAGS := $(BASE_CFLAGS) $(HARDEN_CFLAGS) -pthread
 LDFLAGS := $(HARDEN_LDFLAGS)
 endif
 
+# COV=1: count what the tests run (see the target coverage).
+ifdef COV
+CFLAGS += --coverage -O0 -U_FORTIFY_SOURCE -fprofile-update=atomic
+LDFLAGS += --coverage
+endif
+
 # ---- sources: one file for one noun; a new file needs no change here -------------------------
 PROTOS := $(patsubst include/%,%,$(shell find include -name '*.proto' | sort))
 PROTO_OBJS := $(PROTOS:%.proto=$(B)/obj/gen/%.pb-c.o)
@@ -152,8 +158,76 @@ unit-bins: $(UNIT_BINS)
 tools: $(TOOL_BINS)
 fuzz-bins: $(FUZZ_BINS)
 
+# ---- what a developer calls --------------------------------------------------------------------
+# Sub-makes build with all processors, unless this one was told otherwise.
+SUBMAKE = +$(Q)$(MAKE) $(if $(findstring j,$(filter-out --%,$(MAKEFLAGS))),,-j$(shell nproc))
+
+help:
+	@sed -n 's/^#: //p' $(firstword $(MAKEFILE_LIST))
+
+#: make              build the programs into build/
+#: make run          build, then run the daemon here in the foreground, with a hybrid socket
+run: all
+	$(Q)scripts/run.sh $(B)
+
+#: make check        all tests that fit into 15 minutes; installs what they need
+check: deps
+	$(SUBMAKE) check-build
+	$(Q)tests/run --build $(B) check
+
+#: make check-unit   unit tests alone: seconds, no root
+check-unit:
+	$(SUBMAKE) unit-bins
+	$(Q)tests/run --build $(B) unit
+
+#: make check-asan   unit and host tests under ASan and UBSan
+check-asan: deps
+	$(SUBMAKE) san-build
+	$(Q)tests/run --build $(B) $(filter %-asan,$(SUITES))
+
+#: make check-long   what takes longer: other kernels, valgrind, an installation from nothing
+check-long: deps
+	$(SUBMAKE) check-build
+	$(Q)tests/run --build $(B) check-long
+
+#: make fuzz         all fuzzers, TIME seconds each (60)
+TIME ?= 60
+fuzz: deps
+	$(SUBMAKE) fuzz-bins
+	$(Q)tests/fuzz/run $(B) $(TIME)
+
+#: make coverage     lines and branches that the unit tests run, as text and in build/cov/html
+coverage: deps
+	$(SUBMAKE) B=$(B)/cov COV=1 unit-bins
+	$(Q)find $(B)/cov -name '*.gcda' -delete
+	$(Q)tests/run --build $(B)/cov unit
+	@mkdir -p $(B)/cov/html
+	$(Q)gcovr --root . --object-directory $(B)/cov --filter user/ --filter include/ \
+		--exclude-unreachable-branches --html-details $(B)/cov/html/index.html --txt
+
+#: make format       format the C files; `make check` looks whether they are
+format:
+	$(Q)scripts/check-format --fix
+
+#: make install      programs to DESTDIR/PREFIX (/usr/local)
+install: all
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(B)/vsock-relayd $(DESTDIR)$(PREFIX)/sbin/
+	install -m 755 $(B)/vsock-agent $(DESTDIR)$(PREFIX)/bin/
+
+#: make deps         the Debian packages for all of this
+deps:
+	@scripts/deps
+
+#: make clean        remove build/, but for what was downloaded
 clean:
-	rm -rf $(B)
+	$(Q)[ ! -d $(B) ] || find $(B) -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} +
+
+SUITES := $(shell awk '!/^\#/ && NF { print $$1 }' tests/suites.conf)
+san-build:
+	$(SUBMAKE) B=$(B)/san SAN=1 all unit-bins
+check-build: all unit-bins tools fuzz-bins san-build
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
-.PHONY: all clean unit-bins tools fuzz-bins
+.PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \
+	check-asan check-long fuzz coverage format install deps
