@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "disk.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+
+#include "clock.h"
+
+struct disk_queue {
+	struct disk_job *first, **last;
+};
+
+struct disk {
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t wake; /* for the worker: a job, or stop */
+	pthread_cond_t idle; /* for disk_free(): a job has ended */
+	struct disk_queue queued, finished;
+	unsigned pending, queue_max;
+	bool started, stop;
+	uint64_t running_since; /* 0: no job runs */
+	int event_fd;
+};
+
+static void queue_init(struct disk_queue *q)
+{
+	q->first = NULL;
+	q->last = &q->first;
+}
+
+static void queue_push(struct disk_queue *q, struct disk_job *job)
+{
+	job->next = NULL;
+	*q->last = job;
+	q->last = &job->next;
+}
+
+static struct disk_job *queue_pop(struct disk_queue *q)
+{
+	struct disk_job *job = q->first;
+
+	if (!job)
+		return NULL;
+	q->first = job->next;
+	if (!q->first)
+		q->last = &q->first;
+	return job;
+}
+
+static void *worker(void *arg)
+{
+	struct disk *d = arg;
+
+	pthread_mutex_lock(&d->lock);
+	for (;;) {
+		struct disk_job *job = queue_pop(&d->queued);
+
+		if (!job) {
+			if (d->stop)
+				break;
+			pthread_cond_wait(&d->wake, &d->lock);
+			continue;
+		}
+		d->running_since = clock_usec();
+		pthread_mutex_unlock(&d->lock);
+		job->run(job);
+		pthread_mutex_lock(&d->lock);
+		d->running_since = 0;
+		queue_push(&d->finished, job);
+		eventfd_write(d->event_fd, 1);
+		pthread_cond_broadcast(&d->idle);
+	}
+	pthread_mutex_unlock(&d->lock);
+	return NULL;
+}
+
+int disk_new(unsigned queue_max, struct disk **ret)
+{
+	struct disk *d;
+
+	d = calloc(1, sizeof(*d));
+	if (!d)
+		return -ENOMEM;
+	d->queue_max = queue_max;
+	queue_init(&d->queued);
+	queue_init(&d->finished);
+	d->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (d->event_fd < 0) {
+		int r = -errno;
+
+		free(d);
+		return r;
+	}
+	pthread_mutex_init(&d->lock, NULL);
+	pthread_cond_init(&d->wake, NULL);
+	pthread_cond_init(&d->idle, NULL);
+	*ret = d;
+	return 0;
+}
+
+/* With the first job, and so after the drop of privileges, which belong to threads. */
+static int start_worker(struct disk *d)
+{
+	sigset_t all, old;
+
+	if (d->started)
+		return 0;
+	/* Signals belong to the event loop. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	d->started = pthread_create(&d->thread, NULL, worker, d) == 0;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return d->started ? 0 : -EBUSY;
+}
+
+struct disk *disk_free(struct disk *d, uint64_t grace)
+{
+	struct timespec until;
+	uint64_t nsec;
+	bool hangs = false;
+
+	if (!d)
+		return NULL;
+	clock_gettime(CLOCK_REALTIME, &until);
+	nsec = until.tv_nsec + grace % USEC_PER_SEC * NSEC_PER_USEC;
+	until.tv_sec += grace / USEC_PER_SEC + nsec / 1000000000;
+	until.tv_nsec = nsec % 1000000000;
+
+	pthread_mutex_lock(&d->lock);
+	d->stop = true;
+	pthread_cond_signal(&d->wake);
+	while (!hangs && (d->queued.first || d->running_since))
+		hangs = pthread_cond_timedwait(&d->idle, &d->lock, &until) == ETIMEDOUT;
+	pthread_mutex_unlock(&d->lock);
+	if (hangs) {
+		pthread_detach(d->thread);
+		return NULL;
+	}
+	if (d->started)
+		pthread_join(d->thread, NULL);
+	disk_dispatch(d);
+	close(d->event_fd);
+	pthread_mutex_destroy(&d->lock);
+	pthread_cond_destroy(&d->wake);
+	pthread_cond_destroy(&d->idle);
+	free(d);
+	return NULL;
+}
+
+int disk_fd(const struct disk *d)
+{
+	return d->event_fd;
+}
+
+int disk_submit(struct disk *d, struct disk_job *job)
+{
+	int r;
+
+	r = start_worker(d);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&d->lock);
+	if (d->pending >= d->queue_max || d->stop) {
+		r = -EBUSY;
+	} else {
+		d->pending++;
+		queue_push(&d->queued, job);
+		pthread_cond_signal(&d->wake);
+	}
+	pthread_mutex_unlock(&d->lock);
+	return r;
+}
+
+void disk_dispatch(struct disk *d)
+{
+	struct disk_queue done;
+	struct disk_job *job;
+	eventfd_t count;
+
+	eventfd_read(d->event_fd, &count);
+	pthread_mutex_lock(&d->lock);
+	done = d->finished;
+	if (!done.first)
+		done.last = &done.first;
+	queue_init(&d->finished);
+	for (job = done.first; job; job = job->next)
+		d->pending--;
+	pthread_mutex_unlock(&d->lock);
+	/* done() may free the job or submit it again. */
+	while ((job = queue_pop(&done)))
+		job->done(job);
+}
+
+unsigned disk_pending(struct disk *d)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&d->lock);
+	n = d->pending;
+	pthread_mutex_unlock(&d->lock);
+	return n;
+}
+
+uint64_t disk_busy_for(struct disk *d)
+{
+	uint64_t since;
+
+	pthread_mutex_lock(&d->lock);
+	since = d->running_since;
+	pthread_mutex_unlock(&d->lock);
+	return since ? usec_sub(clock_usec(), since) : 0;
+}
+
+static int write_all(int fd, const uint8_t *data, size_t len)
+{
+	while (len > 0) {
+		ssize_t n = write(fd, data, len);
+
+		if (n < 0) {
+			if (errno == EINTR)
+				continue;
+			return -errno;
+		}
+		data += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+int disk_write_file(int dir_fd, const char *tmp, const char *name, const uint8_t *data, size_t len)
+{
+	_cleanup_close_ int fd = -1;
+	int r;
+
+	/* What is left of a crash in mid-write has our name for it; O_EXCL never opens a link. */
+	if (unlinkat(dir_fd, tmp, 0) < 0 && errno != ENOENT)
+		return -errno;
+	fd = openat(dir_fd, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0640);
+	if (fd < 0)
+		return -errno;
+	r = write_all(fd, data, len);
+	if (r == 0 && fsync(fd) < 0)
+		r = -errno;
+	if (r == 0 && renameat(dir_fd, tmp, dir_fd, name) < 0)
+		r = -errno;
+	if (r < 0) {
+		unlinkat(dir_fd, tmp, 0);
+		return r;
+	}
+	return fsync(dir_fd) < 0 ? -errno : 0;
+}

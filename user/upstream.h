@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What forwards contents: the interface between the relay (core) and an upstream (edge). The
+ * relay asks for one send and is told later how it ended; it keeps at most `in_flight` sends
+ * under way, and at most one per VM (SPEC section 6).
+ */
+#ifndef VSR_UPSTREAM_H
+#define VSR_UPSTREAM_H
+
+#include "buf.h"
+#include "vsr_abi.h"
+
+enum send_result {
+	SEND_ACKED,	    /* delivered, and that is the ACK (file; grpc with `response`) */
+	SEND_DELIVERED,	    /* delivered; the ACK comes on another path (grpc, `communicate`) */
+	SEND_FAILED,	    /* may have been delivered: retried, the token is spent */
+	SEND_NOT_DELIVERED, /* certainly not delivered: retried, the token is given back */
+};
+
+/* One send under way; embedded in the relay's object, valid until done() was called. */
+struct upstream_send {
+	struct vsr_vm_id vm;
+	uint64_t generation;
+	struct buf *payload; /* a reference of the send's own */
+	/* How it ended, and when (usec of CLOCK_BOOTTIME). Called from the event loop, never from
+	 * within upstream_ops.send. The upstream logs why sends fail; the relay does no I/O. */
+	void (*done)(struct upstream_send *s, enum send_result result, uint64_t now);
+};
+
+struct upstream;
+
+struct upstream_ops {
+	const char *name;
+	/* Starts a send. Returns 0 (done() will be called once), or -EBUSY: cannot take one now,
+	 * done() is not called. */
+	int (*send)(struct upstream *u, struct upstream_send *s);
+	/* Frees; sends under way are finished or failed first, within grace usec. Returns NULL. */
+	struct upstream *(*free)(struct upstream *u);
+};
+
+/* First member of every upstream. */
+struct upstream {
+	const struct upstream_ops *ops;
+};
+
+#endif
