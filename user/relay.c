@@ -1,0 +1,658 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "relay.h"
+
+#include "metrics.h"
+
+/* Expired entries that one call of relay_run() removes: no report waits for a long sweep. */
+#define SWEEP_BATCH 64
+/* The upstream said that it takes no more just now. */
+#define BUSY_DEFER (100 * USEC_PER_MSEC)
+
+/* One generation in custody: vm->custody points here. Its payload is the VM's cache entry. */
+struct held {
+	struct list by_age; /* in relay.held, oldest first */
+	struct list ready;  /* in relay.ready, while it waits for one of the sends */
+	struct vm *vm;
+	uint64_t generation;
+	uint64_t accepted; /* when custody began */
+	uint64_t vm_id_hash;
+	bool sent;    /* at least once */
+	bool limited; /* counted as rate limited already */
+};
+
+struct relay_send {
+	struct upstream_send up;
+	struct list list;    /* in relay.sends */
+	struct relay *relay; /* NULL: the relay is gone */
+	struct vm *vm;
+	uint64_t tracked; /* the tracker's name for it; 0: sent without a cache */
+	uint64_t started;
+	bool again;			/* something newer, or a due retry, came meanwhile */
+	struct relay_report *waiter;	/* without a cache: who waits for the result */
+	uint64_t digest, length, xxh64; /* without a cache: becomes the record with the ACK */
+};
+
+struct relay {
+	struct relay_settings settings;
+	struct vm_table *vms;
+	struct cache *cache;
+	struct tracker *tracker;
+	struct upstream *upstream;
+	struct list held, ready, sends;
+	size_t n_held, n_sends, n_sent;
+	uint64_t next_sweep;
+	void (*observe)(const struct vm *vm, void *userdata);
+	void *observe_data;
+};
+
+static void try_send(struct relay *r, struct vm *vm, uint64_t now);
+
+/* ---- custody ------------------------------------------------------------------------------------ */
+
+static void changed(struct relay *r, const struct vm *vm)
+{
+	if (r->observe)
+		r->observe(vm, r->observe_data);
+}
+
+/* Takes the content in custody off the books; how it ended is counted. */
+static void drop_held(struct relay *r, struct vm *vm, enum metric_ended how)
+{
+	struct held *h = vm->custody;
+
+	metric_inc_label(METRIC_CONTENTS_ENDED, how);
+	list_del(&h->by_age);
+	list_del(&h->ready);
+	r->n_held--;
+	r->n_sent -= h->sent;
+	vm->custody = NULL;
+	free(h);
+}
+
+/* Custody of what the VM has ended, and nothing newer takes its place. Only an ACK leaves the
+ * digest of record: after anything else the same report is new. */
+static void end_custody(struct relay *r, struct vm *vm, enum metric_ended how)
+{
+	drop_held(r, vm, how);
+	tracker_end(r->tracker, vm);
+	if (how != METRIC_ENDED_ACKED)
+		vm->has_record = false;
+	changed(r, vm);
+}
+
+/* The cache let go of an entry. If something was lost with it, custody ends here. */
+static void on_cache_removal(const struct cache_removal *removal, void *userdata)
+{
+	static const enum metric_ended how[CACHE_END_MAX] = {
+		[CACHE_END_SLOTS] = METRIC_ENDED_SLOTS,
+		[CACHE_END_BYTES] = METRIC_ENDED_BYTES,
+		[CACHE_END_TTL] = METRIC_ENDED_TTL,
+	};
+	struct relay *r = userdata;
+	struct vm *vm;
+	const struct held *h;
+
+	metric_inc_label(METRIC_CACHE_REMOVALS, removal->why);
+	metric_observe(HISTOGRAM_CACHE_RESIDENCY, 0, removal->residency);
+	metric_observe(HISTOGRAM_CACHE_LIFETIME, 0, removal->lifetime);
+	if (removal->why == CACHE_END_ACKED || removal->why == CACHE_END_DROPPED)
+		return;
+	vm = vm_table_find(r->vms, removal->id);
+	h = vm ? vm->custody : NULL;
+	if (h && h->generation == removal->generation)
+		end_custody(r, vm, how[removal->why]);
+}
+
+static void set_record(struct vm *vm, uint64_t digest, uint64_t length, uint64_t xxh64)
+{
+	vm->has_record = true;
+	vm->record_digest = digest;
+	vm->record_length = length;
+	vm->record_xxh64 = xxh64;
+}
+
+/* Puts the content into the cache and begins its custody as the VM's next generation. */
+static int take_custody(struct relay *r, const struct relay_report *report, uint64_t now)
+{
+	struct vm *vm = report->vm;
+	struct held *h;
+	int result;
+
+	h = calloc(1, sizeof(*h));
+	if (!h)
+		return -ENOMEM;
+	result = cache_insert(r->cache, vm->node.id, report->content, report->digest,
+			      vm->generation + 1,
+			      report->framed ? CACHE_HOLD_ANSWERED : CACHE_HOLD_RAW, now);
+	if (result >= 0 && tracker_want(r->tracker, vm, vm->generation + 1, now) < 0) {
+		/* The old content left with the insert: nothing of this VM is held any more. */
+		cache_remove(r->cache, vm->node.id, vm->generation + 1, CACHE_END_DROPPED, now);
+		if (vm->custody)
+			end_custody(r, vm, METRIC_ENDED_SUPERSEDED);
+		result = -ENOMEM;
+	}
+	if (result < 0) {
+		free(h);
+		return result;
+	}
+	if (vm->custody)
+		drop_held(r, vm, METRIC_ENDED_SUPERSEDED);
+	vm->generation++;
+	vm->accepts++;
+	vm->last_accepted = now;
+	set_record(vm, report->digest, buf_len(report->content), report->xxh64);
+
+	h->vm = vm;
+	h->generation = vm->generation;
+	h->accepted = now;
+	h->vm_id_hash = tracker_vm_id_hash(report->vm_id, report->vm_id_len);
+	list_init(&h->ready);
+	list_add_last(&r->held, &h->by_age);
+	r->n_held++;
+	vm->custody = h;
+	changed(r, vm);
+	return 0;
+}
+
+/* ---- sends -------------------------------------------------------------------------------------- */
+
+static void on_sent(struct upstream_send *up, enum send_result result, uint64_t now);
+
+static struct relay_send *send_new(struct relay *r, struct vm *vm, uint64_t generation,
+				   struct buf *payload, uint64_t now)
+{
+	struct relay_send *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return NULL;
+	s->relay = r;
+	s->vm = vm;
+	s->started = now;
+	s->up.vm = vm->node.id;
+	s->up.generation = generation;
+	s->up.payload = buf_ref(payload);
+	s->up.done = on_sent;
+	list_init(&s->list);
+	return s;
+}
+
+static struct relay_send *send_free(struct relay_send *s)
+{
+	if (!s)
+		return NULL;
+	list_del(&s->list);
+	buf_unref(s->up.payload);
+	free(s);
+	return NULL;
+}
+
+/* Hands the send to the upstream. Returns 0, or -EBUSY and the send is freed. */
+static int send_start(struct relay *r, struct relay_send *s)
+{
+	struct vm *vm = s->vm;
+
+	list_add_last(&r->sends, &s->list);
+	r->n_sends++;
+	vm->in_flight = s;
+	if (r->upstream->ops->send(r->upstream, &s->up) == 0)
+		return 0;
+	r->n_sends--;
+	vm->in_flight = NULL;
+	send_free(s);
+	return -EBUSY;
+}
+
+static void count_limited(struct relay *r, struct held *h, uint64_t now)
+{
+	const struct vm *vm = h->vm;
+
+	if (h->limited)
+		return;
+	h->limited = true;
+	metric_inc_label(METRIC_RATE_LIMITED,
+			 vm->last_ack == 0 || usec_sub(now, vm->last_ack) > r->settings.stale_ack
+				 ? METRIC_RATE_STALE_ACK
+				 : METRIC_RATE_NORMAL);
+}
+
+/* The payload to send: a retry counts its look-up, as in the reference. */
+static struct buf *payload_of(struct relay *r, const struct held *h)
+{
+	struct vsr_vm_id id = h->vm->node.id;
+	const struct cache_entry *e =
+		h->sent ? cache_lookup(r->cache, id) : cache_peek(r->cache, id);
+
+	return e && e->generation == h->generation ? e->content : NULL;
+}
+
+/* Everything allows this send but, maybe, the rate limit, the tracker and the upstream itself. */
+static void send_held(struct relay *r, struct held *h, uint64_t now)
+{
+	struct vm *vm = h->vm;
+	struct relay_send *s;
+	struct buf *payload;
+	uint64_t until;
+
+	if (!vm_take_report(r->vms, vm, now)) {
+		count_limited(r, h, now);
+		tracker_defer(r->tracker, vm, vm_next_report(r->vms, vm, now));
+		return;
+	}
+	until = usec_add(now, BUSY_DEFER);
+	payload = payload_of(r, h);
+	s = payload ? send_new(r, vm, h->generation, payload, now) : NULL;
+	if (s && tracker_send(r->tracker, vm, h->vm_id_hash, now, &s->tracked, &until) == 0) {
+		uint64_t tracked = s->tracked;
+
+		metric_add(METRIC_RESENDS, h->sent);
+		if (send_start(r, s) == 0) {
+			r->n_sent += !h->sent;
+			h->sent = true;
+			return;
+		}
+		tracker_settle(r->tracker, vm, tracked);
+	} else {
+		send_free(s);
+	}
+	vm_give_back_report(r->vms, vm);
+	tracker_defer(r->tracker, vm, until);
+}
+
+/* The VM's content is to be sent: now, or as soon as a send of this VM or another one ends. */
+static void try_send(struct relay *r, struct vm *vm, uint64_t now)
+{
+	struct held *h = vm->custody;
+	struct relay_send *in_flight = vm->in_flight;
+
+	if (!h)
+		return;
+	if (in_flight) {
+		in_flight->again = true;
+	} else if (r->n_sends >= RELAY_IN_FLIGHT_MAX) {
+		if (!list_linked(&h->ready))
+			list_add_last(&r->ready, &h->ready);
+	} else {
+		list_del(&h->ready);
+		send_held(r, h, now);
+	}
+}
+
+static void send_next_ready(struct relay *r, uint64_t now)
+{
+	struct held *h;
+
+	while (r->n_sends < RELAY_IN_FLIGHT_MAX &&
+	       (h = list_first_entry(&r->ready, struct held, ready))) {
+		list_del(&h->ready);
+		try_send(r, h->vm, now);
+	}
+}
+
+/* An ACK for a send of this generation. It says nothing about newer content. */
+static void acked(struct relay *r, struct vm *vm, uint64_t generation, uint64_t now)
+{
+	const struct held *h = vm->custody;
+
+	vm->last_ack = now;
+	if (h && h->generation == generation) {
+		cache_remove(r->cache, vm->node.id, generation, CACHE_END_ACKED, now);
+		end_custody(r, vm, METRIC_ENDED_ACKED);
+	} else {
+		changed(r, vm);
+	}
+}
+
+static void count_send(const struct relay_send *s, enum send_result result, uint64_t now)
+{
+	bool ok = result == SEND_ACKED || result == SEND_DELIVERED;
+
+	metric_inc_label(METRIC_SEND_ATTEMPTS, ok ? METRIC_SUCCESS : METRIC_FAILURE);
+	metric_inc_label(METRIC_REPORTS_SENT, ok ? METRIC_SENT_OK : METRIC_SENT_FAILED);
+	metric_observe(HISTOGRAM_SEND_DURATION, ok ? METRIC_SUCCESS : METRIC_FAILURE,
+		       usec_sub(now, s->started));
+}
+
+/* A send without a cache: nothing is kept, so its result is the report's end. */
+static void uncached_sent(struct relay *r, struct relay_send *s, enum send_result result,
+			  uint64_t now)
+{
+	struct vm *vm = s->vm;
+	struct relay_report *waiter = s->waiter;
+	bool took = result == SEND_ACKED || result == SEND_DELIVERED;
+
+	if (result == SEND_ACKED)
+		metric_inc_label(METRIC_CONTENTS_ENDED, METRIC_ENDED_ACKED);
+	else
+		metric_inc_label(METRIC_DROPPED, METRIC_DROPPED_NO_CACHE);
+	r->n_held--;
+	if (took) {
+		vm->accepts++;
+		vm->last_accepted = now;
+	}
+	if (result == SEND_ACKED) {
+		vm->last_ack = now;
+		set_record(vm, s->digest, s->length, s->xxh64);
+	}
+	changed(r, vm);
+	if (waiter) {
+		waiter->waits_for = NULL;
+		waiter->decided(waiter, took ? REASON_NONE : REASON_NO_CACHE, now);
+	}
+}
+
+static void on_sent(struct upstream_send *up, enum send_result result, uint64_t now)
+{
+	struct relay_send *s = container_of(up, struct relay_send, up);
+	struct relay *r = s->relay;
+	struct vm *vm = s->vm;
+	bool again = s->again;
+
+	if (!r) {
+		send_free(s);
+		return;
+	}
+	r->n_sends--;
+	vm->in_flight = NULL;
+	count_send(s, result, now);
+	if (result == SEND_NOT_DELIVERED)
+		vm_give_back_report(r->vms, vm);
+	if (s->tracked) {
+		/* Only a send that may still be ACKed on another path stays remembered. */
+		if (result == SEND_ACKED || result == SEND_NOT_DELIVERED)
+			tracker_settle(r->tracker, vm, s->tracked);
+		if (result == SEND_ACKED)
+			acked(r, vm, s->up.generation, now);
+	} else {
+		uncached_sent(r, s, result, now);
+	}
+	send_free(s);
+	if (again)
+		try_send(r, vm, now);
+	send_next_ready(r, now);
+}
+
+/* ---- reports ------------------------------------------------------------------------------------ */
+
+static void count_received(struct vm *vm)
+{
+	metric_inc(METRIC_VALID);
+	vm->received++;
+}
+
+/* What a report is that equals the digest of record. */
+static enum relay_verdict repeat_verdict(const struct relay *r, const struct vm *vm, uint64_t now)
+{
+	if (vm->custody)
+		return RELAY_DUPLICATE;
+	if (r->settings.suppress_unchanged && vm->last_ack != 0 &&
+	    (r->settings.refresh_interval == 0 ||
+	     usec_sub(now, vm->last_ack) < r->settings.refresh_interval))
+		return RELAY_SUPPRESSED;
+	return RELAY_NEW;
+}
+
+static void count_repeat(struct relay *r, struct vm *vm, enum relay_verdict verdict,
+			 enum metric_place place)
+{
+	vm->duplicates++;
+	if (verdict == RELAY_DUPLICATE)
+		metric_inc_label(METRIC_DUPLICATES, place);
+	else
+		metric_inc(METRIC_SUPPRESSED);
+	changed(r, vm);
+}
+
+static bool equals_record(const struct vm *vm, uint64_t length, uint64_t digest)
+{
+	return vm->has_record && vm->record_length == length && vm->record_digest == digest;
+}
+
+/* Whether the bytes contradict the digest, or `dedup: bytes` wants them and they are gone. */
+static bool contradicted(const struct relay *r, const struct relay_report *report)
+{
+	const struct cache_entry *e = cache_peek(r->cache, report->vm->node.id);
+
+	if (!e || e->digest != report->digest)
+		return r->settings.dedup_bytes;
+	return buf_len(e->content) != buf_len(report->content) ||
+	       memcmp(buf_data(e->content), buf_data(report->content), buf_len(e->content)) != 0;
+}
+
+/* Without cache and state directory nothing can be kept: sent at once or not at all. */
+static int submit_uncached(struct relay *r, struct relay_report *report, uint64_t now)
+{
+	struct vm *vm = report->vm;
+	struct relay_send *s;
+
+	if (vm->in_flight || r->n_sends >= RELAY_IN_FLIGHT_MAX || !vm_take_report(r->vms, vm, now))
+		return -ENOSPC;
+	s = send_new(r, vm, vm->generation + 1, report->content, now);
+	if (s) {
+		s->digest = report->digest;
+		s->length = buf_len(report->content);
+		s->xxh64 = report->xxh64;
+		s->waiter = report;
+		if (send_start(r, s) == 0) {
+			vm->generation++;
+			r->n_held++;
+			report->waits_for = s;
+			return -EINPROGRESS;
+		}
+	}
+	vm_give_back_report(r->vms, vm);
+	return -ENOSPC;
+}
+
+int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
+		 enum relay_verdict *ret_verdict)
+{
+	struct vm *vm = report->vm;
+	int result;
+
+	report->waits_for = NULL;
+	count_received(vm);
+	if (equals_record(vm, buf_len(report->content), report->digest) &&
+	    !contradicted(r, report)) {
+		enum relay_verdict verdict = repeat_verdict(r, vm, now);
+
+		if (verdict != RELAY_NEW) {
+			count_repeat(r, vm, verdict, METRIC_DAEMON);
+			*ret_verdict = verdict;
+			return 0;
+		}
+	}
+	result = take_custody(r, report, now);
+	if (result == -EOPNOTSUPP)
+		result = submit_uncached(r, report, now);
+	if (result == 0)
+		*ret_verdict = RELAY_ACCEPTED;
+	else if (result != -EINPROGRESS)
+		metric_inc_label(METRIC_DROPPED, result == -ENOSPC ? METRIC_DROPPED_NO_CACHE
+								   : METRIC_DROPPED_INTERNAL);
+	return result;
+}
+
+void relay_forget(struct relay *r _unused_, struct relay_report *report)
+{
+	if (report->waits_for)
+		report->waits_for->waiter = NULL;
+	report->waits_for = NULL;
+}
+
+int relay_known(struct relay *r, struct vm *vm, uint64_t length, uint64_t digest,
+		const uint64_t *xxh64, uint64_t now, enum relay_verdict *ret_verdict)
+{
+	enum relay_verdict verdict = RELAY_NEW;
+
+	if (!r->settings.dedup_bytes && equals_record(vm, length, digest)) {
+		if (xxh64 && *xxh64 != vm->record_xxh64)
+			return -EBADMSG;
+		verdict = repeat_verdict(r, vm, now);
+	}
+	if (verdict != RELAY_NEW) {
+		count_received(vm);
+		count_repeat(r, vm, verdict, METRIC_KERNEL);
+	}
+	*ret_verdict = verdict;
+	return 0;
+}
+
+enum relay_verdict relay_offer(struct relay *r, struct vm *vm, uint64_t length, uint64_t xxh64,
+			       uint64_t now)
+{
+	enum relay_verdict verdict;
+
+	if (r->settings.dedup_bytes || !vm->has_record || vm->record_length != length ||
+	    vm->record_xxh64 != xxh64)
+		return RELAY_NEW;
+	verdict = repeat_verdict(r, vm, now);
+	if (verdict != RELAY_NEW) {
+		count_received(vm);
+		count_repeat(r, vm, verdict, METRIC_DAEMON);
+	}
+	return verdict;
+}
+
+/* ---- time --------------------------------------------------------------------------------------- */
+
+/* As many slots as VMs seen, but never fewer than are configured. */
+static struct cache_limits limits_now(const struct relay *r)
+{
+	struct cache_limits limits = r->settings.cache;
+
+	if (r->settings.slots_auto)
+		limits.slots = MAX(limits.slots, vm_table_count(r->vms));
+	return limits;
+}
+
+static void expire(struct relay *r, uint64_t now)
+{
+	struct held *h;
+
+	while ((h = list_first_entry(&r->held, struct held, by_age)) &&
+	       usec_sub(now, h->accepted) >= r->settings.custody_max_age) {
+		cache_remove(r->cache, h->vm->node.id, h->generation, CACHE_END_DROPPED, now);
+		end_custody(r, h->vm, METRIC_ENDED_MAX_AGE);
+	}
+	if (now >= r->next_sweep) {
+		bool more = cache_sweep(r->cache, SWEEP_BATCH, now) == SWEEP_BATCH;
+
+		vm_table_sweep(r->vms, now);
+		r->next_sweep = more ? now : usec_add(now, r->settings.cache.ttl / 2);
+	}
+}
+
+void relay_run(struct relay *r, uint64_t now)
+{
+	struct cache_stats stats;
+	struct vm *vm;
+
+	if (r->settings.slots_auto) {
+		struct cache_limits limits = limits_now(r);
+
+		cache_get_stats(r->cache, &stats);
+		if (limits.slots != stats.slots)
+			cache_set_limits(r->cache, &limits, now);
+	}
+	expire(r, now);
+	while ((vm = tracker_next(r->tracker, now)))
+		try_send(r, vm, now);
+}
+
+uint64_t relay_next_event(const struct relay *r)
+{
+	const struct held *oldest = list_first_entry(&r->held, struct held, by_age);
+	uint64_t next = MIN(r->next_sweep, tracker_next_event(r->tracker));
+
+	if (oldest)
+		next = MIN(next, usec_add(oldest->accepted, r->settings.custody_max_age));
+	return next;
+}
+
+void relay_figures(const struct relay *r, uint64_t now, struct relay_figures *ret)
+{
+	const struct held *oldest = list_first_entry(&r->held, struct held, by_age);
+
+	*ret = (struct relay_figures){
+		.held = r->n_held,
+		.in_flight = r->n_sends,
+		.awaiting = r->n_sent,
+		.oldest = oldest ? usec_sub(now, oldest->accepted) : 0,
+	};
+	cache_get_stats(r->cache, &ret->cache);
+}
+
+/* ---- life --------------------------------------------------------------------------------------- */
+
+int relay_set(struct relay *r, const struct relay_settings *s, uint64_t now)
+{
+	struct cache_limits limits;
+	int result;
+
+	result = tracker_set(r->tracker, &s->retry);
+	if (result < 0)
+		return result;
+	r->settings = *s;
+	limits = limits_now(r);
+	cache_set_limits(r->cache, &limits, now);
+	r->next_sweep = MIN(r->next_sweep, usec_add(now, s->cache.ttl / 2));
+	return 0;
+}
+
+void relay_observe(struct relay *r, void (*observe)(const struct vm *vm, void *userdata),
+		   void *userdata)
+{
+	r->observe = observe;
+	r->observe_data = userdata;
+}
+
+int relay_new(const struct relay_settings *s, struct vm_table *vms, struct upstream *upstream,
+	      tracker_random_t random, void *userdata, struct relay **ret)
+{
+	_cleanup_(relay_freep)
+	struct relay *r = NULL;
+	int result;
+
+	r = calloc(1, sizeof(*r));
+	if (!r)
+		return -ENOMEM;
+	list_init(&r->held);
+	list_init(&r->ready);
+	list_init(&r->sends);
+	r->settings = *s;
+	r->vms = vms;
+	r->upstream = upstream;
+	result = tracker_new(&s->retry, random, userdata, &r->tracker);
+	if (result < 0)
+		return result;
+	result = cache_new(&s->cache, on_cache_removal, r, &r->cache);
+	if (result < 0)
+		return result;
+	*ret = TAKE_PTR(r);
+	return 0;
+}
+
+struct relay *relay_free(struct relay *r)
+{
+	if (!r)
+		return NULL;
+	list_for_each_safe(n, &r->sends) {
+		struct relay_send *s = list_entry(n, struct relay_send, list);
+
+		/* The upstream still has it, and calls done(). */
+		s->relay = NULL;
+		s->vm->in_flight = NULL;
+		list_del(&s->list);
+	}
+	list_for_each_safe(n, &r->held) {
+		struct held *h = list_entry(n, struct held, by_age);
+
+		h->vm->custody = NULL;
+		list_del(&h->by_age);
+		free(h);
+	}
+	cache_free(r->cache);
+	tracker_free(r->tracker);
+	free(r);
+	return NULL;
+}

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The relay: generations and custody (SPEC 2), dedup (5), rate limit and forwarding (6). Pure
+ * core: it is given the time, the cache, the tracker of ACKs and an upstream to call, and decides
+ * what is new, what is kept, and what is sent when. Reports come in valid (user/report.h).
+ */
+#ifndef VSR_RELAY_H
+#define VSR_RELAY_H
+
+#include "cache.h"
+#include "reason.h"
+#include "tracker.h"
+#include "upstream.h"
+#include "vm.h"
+
+#define RELAY_IN_FLIGHT_MAX 8
+
+struct relay;
+
+struct relay_settings {
+	bool dedup_bytes;	   /* a digest alone decides nothing */
+	bool suppress_unchanged;   /* ACKed content that comes again is dropped ... */
+	uint64_t refresh_interval; /* ... until this long after the last ACK, usec; 0: always */
+	uint64_t stale_ack;	   /* last ACK older than this: rate limit reason stale_ack, usec */
+	uint64_t custody_max_age;  /* usec */
+	bool slots_auto;	   /* as many cache slots as VMs seen, at least cache.slots */
+	struct cache_limits cache;
+	struct tracker_settings retry;
+};
+
+/* A valid report; embedded by its connection. */
+struct relay_report {
+	struct vm *vm;
+	struct buf *content; /* the caller's reference; the relay takes its own */
+	uint64_t digest;     /* SPEC section 5 */
+	uint64_t xxh64;	     /* of the content, seed 0: what offers name */
+	bool framed;	     /* the agent gets an answer */
+	const char *vm_id;   /* the report's claim, not NUL-terminated */
+	size_t vm_id_len;
+	/* Only after -EINPROGRESS: what relay_submit() could not say at once. */
+	void (*decided)(struct relay_report *report, enum reason reason, uint64_t now);
+	struct relay_send *waits_for; /* the relay's */
+};
+
+/* What became of a report, or would become of an offer. */
+enum relay_verdict {
+	RELAY_ACCEPTED,	  /* custody has begun */
+	RELAY_DUPLICATE,  /* is in custody already: nothing to do */
+	RELAY_SUPPRESSED, /* ACKed, unchanged: nothing to do */
+	RELAY_NEW,	  /* relay_known() only: the content is needed */
+};
+
+/* Table and upstream are not owned: both must outlive the relay. random is the tracker's.
+ * Returns 0; -EINVAL: retry settings (tracker_new()); -ENOMEM. */
+int relay_new(const struct relay_settings *s, struct vm_table *vms, struct upstream *upstream,
+	      tracker_random_t random, void *userdata, struct relay **ret);
+/* Sends under way are forgotten; nothing is called any more. */
+struct relay *relay_free(struct relay *r);
+DEFINE_CLEANUP(struct relay, relay_free);
+
+/* Other settings from now on (reload). Returns 0; -EINVAL as above, and the old ones stay. */
+int relay_set(struct relay *r, const struct relay_settings *s, uint64_t now);
+
+/* observe is called whenever custody, generation, record or last ACK of a VM have changed. */
+void relay_observe(struct relay *r, void (*observe)(const struct vm *vm, void *userdata),
+		   void *userdata);
+
+/*
+ * Takes a report into custody, or says why not.
+ * Returns 0 with *ret_verdict (never RELAY_NEW); -EINPROGRESS: report->decided() will be called
+ * (without a cache the answer waits for the send); -ENOSPC: refused, REASON_NO_CACHE; -ENOMEM:
+ * refused, REASON_INTERNAL.
+ */
+int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
+		 enum relay_verdict *ret_verdict);
+
+/* The connection of a report in progress is gone: decided() is not called. */
+void relay_forget(struct relay *r, struct relay_report *report);
+
+/* Whether content of this length and digest, which was seen but not read, needs to be read:
+ * RELAY_NEW, or what it was counted as (then this was its end).
+ * xxh64 is NULL in raw mode; one that differs from the content's makes it -EBADMSG (digest
+ * mismatch). */
+int relay_known(struct relay *r, struct vm *vm, uint64_t length, uint64_t digest,
+		const uint64_t *xxh64, uint64_t now, enum relay_verdict *ret_verdict);
+
+/* The same for an offer, which names only length and XXH64. */
+enum relay_verdict relay_offer(struct relay *r, struct vm *vm, uint64_t length, uint64_t xxh64,
+			       uint64_t now);
+
+/* Does all that is due: sends, retries, expiry, sweeps. */
+void relay_run(struct relay *r, uint64_t now);
+
+/* When to call relay_run() next; USEC_INFINITY: never. */
+uint64_t relay_next_event(const struct relay *r);
+
+struct relay_figures {
+	size_t held;	  /* contents in custody */
+	size_t in_flight; /* sends under way */
+	size_t awaiting;  /* contents sent at least once and not ACKed */
+	uint64_t oldest;  /* usec since the oldest content in custody was accepted; 0: none */
+	struct cache_stats cache;
+};
+void relay_figures(const struct relay *r, uint64_t now, struct relay_figures *ret);
+
+#endif
