@@ -64,6 +64,16 @@ static inline __attribute__((always_inline)) __u32 vsr_magic_mode(const __u8 *p)
 	return VSR_MODE_UNKNOWN;
 }
 
+/* Whether the first n bytes of a stream that begins with 'V' can still become a magic. */
+static inline __attribute__((always_inline)) int vsr_magic_possible(const __u8 *p, __u32 n)
+{
+	if (n > 1 && p[1] != 'S')
+		return 0;
+	if (n > 2 && p[2] != 'R')
+		return 0;
+	return n < 4 || p[3] == '1' || p[3] == '2';
+}
+
 /* Reads a header of VSR_HEADER_SIZE bytes. ret->mode is VSR_MODE_UNKNOWN for a bad magic. */
 static inline __attribute__((always_inline)) void vsr_header_read(const __u8 *p,
 								  struct vsr_header *ret)

@@ -627,6 +627,11 @@ void ingest_bpf_pool_give_back(struct ingest_bpf *b, uint64_t bytes)
 	__atomic_fetch_sub(&b->pool->drawn, bytes, __ATOMIC_RELAXED);
 }
 
+struct vsr_pool *ingest_bpf_pool(struct ingest_bpf *b)
+{
+	return b->pool;
+}
+
 uint64_t ingest_bpf_pool_drawn(const struct ingest_bpf *b)
 {
 	return __atomic_load_n(&b->pool->drawn, __ATOMIC_RELAXED);

@@ -121,6 +121,8 @@ void ingest_bpf_grant_set(struct ingest_bpf *b, uint32_t slot, uint64_t reservat
 void ingest_bpf_pool_set_limit(struct ingest_bpf *b, uint64_t bytes);
 /* Gives back what an ended connection had drawn. */
 void ingest_bpf_pool_give_back(struct ingest_bpf *b, uint64_t bytes);
+/* The reserve itself: connections that BPF does not see draw on it too, with atomics. */
+struct vsr_pool *ingest_bpf_pool(struct ingest_bpf *b);
 /* Bytes drawn now. */
 uint64_t ingest_bpf_pool_drawn(const struct ingest_bpf *b);
 

@@ -26,7 +26,7 @@ static void write_line(int level, int err, const char *fmt, va_list ap)
 	if (n < 0)
 		return;
 	for (char *p = line; *p; p++)
-		if ((unsigned char) *p < 0x20 || *p == 0x7f)
+		if ((unsigned char)*p < 0x20 || *p == 0x7f)
 			*p = '?';
 	/* One call, so that lines of two threads do not mix. */
 	if (getenv("JOURNAL_STREAM"))

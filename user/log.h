@@ -20,12 +20,12 @@ void log_write(int level, const char *fmt, ...) _printf_(2, 3);
 /* The same with ": <text of errno>" behind it; err is an errno, of either sign. Returns -|err|. */
 int log_write_errno(int level, int err, const char *fmt, ...) _printf_(3, 4);
 
-#define log_error(...)		 log_write(LOG_ERR, __VA_ARGS__)
-#define log_warning(...)	 log_write(LOG_WARNING, __VA_ARGS__)
-#define log_notice(...)		 log_write(LOG_NOTICE, __VA_ARGS__)
-#define log_info(...)		 log_write(LOG_INFO, __VA_ARGS__)
-#define log_debug(...)		 log_write(LOG_DEBUG, __VA_ARGS__)
-#define log_error_errno(err, ...) log_write_errno(LOG_ERR, err, __VA_ARGS__)
+#define log_error(...)		    log_write(LOG_ERR, __VA_ARGS__)
+#define log_warning(...)	    log_write(LOG_WARNING, __VA_ARGS__)
+#define log_notice(...)		    log_write(LOG_NOTICE, __VA_ARGS__)
+#define log_info(...)		    log_write(LOG_INFO, __VA_ARGS__)
+#define log_debug(...)		    log_write(LOG_DEBUG, __VA_ARGS__)
+#define log_error_errno(err, ...)   log_write_errno(LOG_ERR, err, __VA_ARGS__)
 #define log_warning_errno(err, ...) log_write_errno(LOG_WARNING, err, __VA_ARGS__)
 
 #endif

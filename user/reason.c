@@ -6,10 +6,10 @@ static const struct {
 	const char *words;
 	enum vsr_status status;
 	bool offence;
-} reasons[REASON_MAX] = {
-	[REASON_NONE] = { "none", "none", VSR_STATUS_ACCEPTED, false },
-#define X(id, n, s, o, w) [REASON_##id] = { .name = (n), .words = (w), .status = (s), .offence = (o) },
-	REASONS(X)
+} reasons[REASON_MAX] = { [REASON_NONE] = { "none", "none", VSR_STATUS_ACCEPTED, false },
+#define X(id, n, s, o, w) \
+	[REASON_##id] = { .name = (n), .words = (w), .status = (s), .offence = (o) },
+			  REASONS(X)
 #undef X
 };
 

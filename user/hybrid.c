@@ -1,0 +1,474 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "hybrid.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/openat2.h>
+#include <sys/inotify.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+
+#include "log.h"
+
+/* A watched directory is also read again this often: a VM's directory may be made before the
+ * directories in it, and an overflowing inotify queue tells nothing. */
+#define RESCAN_USEC (5 * USEC_PER_SEC)
+#define SOCKETS_MAX 1024
+
+struct hybrid_socket {
+	struct list list;
+	struct listener *listener;
+	struct hybrid_watch *watch; /* NULL: a single path */
+	int dir_fd;		    /* of the directory that it is in */
+	char *name;		    /* in that directory */
+	char *vm_name;		    /* what carries the CID, in the watched directory */
+	uint32_t cid;
+	dev_t dev; /* of the socket that we made */
+	ino_t ino;
+};
+
+/* One pattern: DIR/PREFIX{cid}SUFFIX or DIR/PREFIX{cid}SUFFIX/REST. */
+struct hybrid_watch {
+	struct list list;
+	struct hybrid *hybrid;
+	int dir_fd;
+	char *prefix, *suffix;
+	char *rest; /* NULL: the component with the CID is the VMM's socket itself */
+	char *path; /* the pattern, for the log */
+	sd_event_source *inotify;
+	bool full_told;
+};
+
+struct hybrid {
+	sd_event *event;
+	struct ingest *ingest;
+	const struct settings *settings;
+	sd_event_source *rescan;
+	gid_t gid; /* (gid_t) -1: as it comes */
+	struct list sockets, watches;
+	unsigned n_sockets;
+};
+
+/* ---- one socket ---------------------------------------------------------------------------------- */
+
+static struct hybrid_socket *socket_free(struct hybrid_socket *s)
+{
+	struct stat st;
+
+	if (!s)
+		return NULL;
+	listener_free(s->listener);
+	if (s->name && s->ino && fstatat(s->dir_fd, s->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    st.st_dev == s->dev && st.st_ino == s->ino)
+		unlinkat(s->dir_fd, s->name, 0);
+	safe_close(s->dir_fd);
+	free(s->name);
+	free(s->vm_name);
+	free(s);
+	return NULL;
+}
+DEFINE_CLEANUP(struct hybrid_socket, socket_free);
+
+/* The address of a name beneath a directory descriptor: as long as the path may be, it fits. */
+static int address(int dir_fd, const char *name, struct sockaddr_un *ret)
+{
+	int n;
+
+	*ret = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	n = snprintf(ret->sun_path, sizeof(ret->sun_path), "/proc/self/fd/%d/%s", dir_fd, name);
+	return n < 0 || (size_t)n >= sizeof(ret->sun_path) ? -ENAMETOOLONG : 0;
+}
+
+/* Removes a socket that a relay of our uid left behind when it was killed: it is one, it is ours,
+ * and nobody listens. Returns 0; -EADDRINUSE if it is anything else. */
+static int remove_stale(int dir_fd, const char *name, const struct sockaddr_un *sa)
+{
+	_cleanup_close_ int fd = -1;
+	struct stat st;
+
+	if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	if (!S_ISSOCK(st.st_mode) || (st.st_uid != geteuid() && geteuid() != 0))
+		return -EADDRINUSE;
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	if (connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) == 0 || errno != ECONNREFUSED)
+		return -EADDRINUSE;
+	return unlinkat(dir_fd, name, 0) < 0 ? -errno : 0;
+}
+
+/* Binds name beneath dir_fd and listens. */
+static int bind_beneath(const struct hybrid *h, int dir_fd, const char *name, struct stat *ret_st,
+			int *ret_fd)
+{
+	_cleanup_close_ int fd = -1;
+	struct sockaddr_un sa;
+	mode_t old;
+	int r;
+
+	r = address(dir_fd, name, &sa);
+	if (r < 0)
+		return r;
+	r = remove_stale(dir_fd, name, &sa);
+	if (r < 0)
+		return r;
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	/* Nobody may connect before group and mode are as they should be. */
+	old = umask(0777);
+	r = bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 ? -errno : 0;
+	umask(old);
+	if (r < 0)
+		return r;
+	if (fstatat(dir_fd, name, ret_st, AT_SYMLINK_NOFOLLOW) < 0 ||
+	    (h->gid != (gid_t)-1 &&
+	     fchownat(dir_fd, name, (uid_t)-1, h->gid, AT_SYMLINK_NOFOLLOW) < 0) ||
+	    fchmodat(dir_fd, name, h->settings->hybrid.mode, 0) < 0 ||
+	    listen(fd, (int)h->settings->listen.backlog) < 0) {
+		r = -errno;
+		unlinkat(dir_fd, name, 0);
+		return r;
+	}
+	*ret_fd = TAKE_FD(fd);
+	return 0;
+}
+
+/* Listens on uds_name + "_PORT" beneath dir_fd (taken over). */
+static int socket_add(struct hybrid *h, struct hybrid_watch *watch, int dir_fd,
+		      const char *uds_name, const char *vm_name, uint32_t cid)
+{
+	_cleanup_(socket_freep)
+	struct hybrid_socket *s = NULL;
+	struct stat st;
+	int fd = -1, r;
+
+	s = calloc(1, sizeof(*s));
+	if (!s) {
+		close(dir_fd);
+		return -ENOMEM;
+	}
+	s->dir_fd = dir_fd;
+	s->watch = watch;
+	s->cid = cid;
+	s->vm_name = strdup(vm_name);
+	if (!s->vm_name || asprintf(&s->name, "%s_%u", uds_name, h->settings->listen.port) < 0) {
+		s->name = NULL;
+		return -ENOMEM;
+	}
+	r = bind_beneath(h, dir_fd, s->name, &st, &fd);
+	if (r < 0)
+		return r;
+	s->dev = st.st_dev;
+	s->ino = st.st_ino;
+	r = listener_new(h->event, h->ingest, fd, false, h->settings->ns, cid,
+			 &h->settings->hybrid.allowed_uids, &s->listener);
+	if (r < 0) {
+		close(fd);
+		return r;
+	}
+	log_info("listening on hybrid socket %s for VM %u:%u", s->name, h->settings->ns, cid);
+	list_add_last(&h->sockets, &s->list);
+	h->n_sockets++;
+	TAKE_PTR(s);
+	return 0;
+}
+
+static void socket_remove(struct hybrid *h, struct hybrid_socket *s)
+{
+	list_del(&s->list);
+	h->n_sockets--;
+	socket_free(s);
+}
+
+/* ---- patterns ------------------------------------------------------------------------------------ */
+
+/* The CID that a name of the watched directory carries, in canonical decimal. */
+static bool match_name(const struct hybrid_watch *w, const char *name, uint32_t *ret_cid)
+{
+	size_t prefix = strlen(w->prefix), suffix = strlen(w->suffix), n = strlen(name);
+	uint64_t cid = 0;
+
+	if (n <= prefix + suffix || strncmp(name, w->prefix, prefix) != 0 ||
+	    !streq(name + n - suffix, w->suffix))
+		return false;
+	n -= prefix + suffix;
+	name += prefix;
+	if (n > 10 || (name[0] == '0' && n > 1))
+		return false;
+	for (size_t i = 0; i < n; i++) {
+		if (name[i] < '0' || name[i] > '9')
+			return false;
+		cid = cid * 10 + (uint64_t)(name[i] - '0');
+	}
+	/* 0 to 2 and the last one are no guest's (vm_sockets.h). */
+	if (cid <= 2 || cid >= UINT32_MAX)
+		return false;
+	*ret_cid = (uint32_t)cid;
+	return true;
+}
+
+/* Opens the directory of path beneath dir_fd without following links; *ret_name is path's last
+ * component. */
+static int open_beneath(int dir_fd, const char *path, int *ret_fd, const char **ret_name)
+{
+	struct open_how how = {
+		.flags = O_DIRECTORY | O_RDONLY | O_CLOEXEC,
+		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
+	};
+	const char *slash = strrchr(path, '/');
+	_cleanup_free_ char *dir = slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
+	long fd;
+
+	if (!dir)
+		return -ENOMEM;
+	fd = syscall(SYS_openat2, dir_fd, dir, &how, sizeof(how));
+	if (fd < 0)
+		return -errno;
+	*ret_fd = (int)fd;
+	*ret_name = slash ? slash + 1 : path;
+	return 0;
+}
+
+static struct hybrid_socket *socket_find(struct hybrid_watch *w, const char *vm_name)
+{
+	list_for_each(n, &w->hybrid->sockets) {
+		struct hybrid_socket *s = list_entry(n, struct hybrid_socket, list);
+
+		if (s->watch == w && streq(s->vm_name, vm_name))
+			return s;
+	}
+	return NULL;
+}
+
+static void vm_appeared(struct hybrid_watch *w, const char *vm_name)
+{
+	_cleanup_free_ char *beneath = NULL;
+	const char *uds_name = NULL;
+	uint32_t cid;
+	int fd = -1, r;
+
+	if (!match_name(w, vm_name, &cid) || socket_find(w, vm_name))
+		return;
+	if (w->hybrid->n_sockets >= SOCKETS_MAX) {
+		if (!w->full_told)
+			log_error("more than %u hybrid sockets: VM %u in %s is not served",
+				  SOCKETS_MAX, cid, w->path);
+		w->full_told = true;
+		return;
+	}
+	if (asprintf(&beneath, "%s%s%s", vm_name, w->rest ? "/" : "", w->rest ? w->rest : "") < 0) {
+		beneath = NULL;
+		return;
+	}
+	r = open_beneath(w->dir_fd, beneath, &fd, &uds_name);
+	if (r == 0)
+		r = socket_add(w->hybrid, w, fd, uds_name, vm_name, cid);
+	/* What is not there yet is looked for again. */
+	if (r < 0 && r != -ENOENT && r != -ENOTDIR)
+		log_warning_errno(r, "cannot listen for VM %u in %s", cid, w->path);
+}
+
+static void watch_scan(struct hybrid_watch *w)
+{
+	int fd = openat(w->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+	const struct dirent *e;
+
+	if (!dir) {
+		safe_close(fd);
+		return;
+	}
+	while ((e = readdir(dir)))
+		vm_appeared(w, e->d_name);
+	closedir(dir);
+	list_for_each_safe(n, &w->hybrid->sockets) {
+		struct hybrid_socket *s = list_entry(n, struct hybrid_socket, list);
+		struct stat st;
+
+		if (s->watch == w &&
+		    (fstatat(w->dir_fd, s->vm_name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+		     fstatat(s->dir_fd, s->name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+		     st.st_ino != s->ino))
+			socket_remove(w->hybrid, s);
+	}
+}
+
+static int on_inotify(sd_event_source *source _unused_, const struct inotify_event *event _unused_,
+		      void *userdata)
+{
+	watch_scan(userdata);
+	return 0;
+}
+
+static int on_rescan(sd_event_source *source, uint64_t usec _unused_, void *userdata)
+{
+	struct hybrid *h = userdata;
+
+	list_for_each(n, &h->watches)
+		watch_scan(list_entry(n, struct hybrid_watch, list));
+	sd_event_source_set_time_relative(source, RESCAN_USEC);
+	sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+	return 0;
+}
+
+static struct hybrid_watch *watch_free(struct hybrid_watch *w)
+{
+	if (!w)
+		return NULL;
+	sd_event_source_disable_unref(w->inotify);
+	safe_close(w->dir_fd);
+	free(w->prefix);
+	free(w->suffix);
+	free(w->rest);
+	free(w->path);
+	free(w);
+	return NULL;
+}
+DEFINE_CLEANUP(struct hybrid_watch, watch_free);
+
+/* Splits the pattern (settings checked that "{cid}" is in it once, in one component). */
+static int watch_split(struct hybrid_watch *w, const char *path, char **ret_dir)
+{
+	static const char mark[] = "{cid}";
+	const char *cid = strstr(path, mark), *start = cid, *end = cid + strlen(mark);
+
+	while (start > path && start[-1] != '/')
+		start--;
+	w->prefix = strndup(start, (size_t)(cid - start));
+	w->suffix = strndup(end, strcspn(end, "/"));
+	end += strcspn(end, "/");
+	w->rest = *end ? strdup(end + 1) : NULL;
+	w->path = strdup(path);
+	*ret_dir = start > path ? strndup(path, (size_t)(start - path)) : strdup(".");
+	return w->prefix && w->suffix && (w->rest || !*end) && w->path && *ret_dir ? 0 : -ENOMEM;
+}
+
+static int watch_add(struct hybrid *h, const struct settings_hybrid *config)
+{
+	_cleanup_(watch_freep)
+	struct hybrid_watch *w = NULL;
+	_cleanup_free_ char *dir = NULL;
+	int r;
+
+	w = calloc(1, sizeof(*w));
+	if (!w)
+		return log_error_errno(-ENOMEM, "hybrid sockets");
+	w->hybrid = h;
+	w->dir_fd = -1;
+	r = watch_split(w, config->path, &dir);
+	if (r < 0)
+		return log_error_errno(r, "hybrid sockets");
+	w->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (w->dir_fd < 0)
+		return log_error_errno(errno, "hybrid socket %s: cannot open %s", config->path,
+				       dir);
+	r = sd_event_add_inotify(h->event, &w->inotify, dir,
+				 IN_CREATE | IN_MOVED_TO | IN_DELETE | IN_MOVED_FROM | IN_ONLYDIR,
+				 on_inotify, w);
+	if (r < 0)
+		return log_error_errno(r, "hybrid socket %s: cannot watch %s", config->path, dir);
+	list_add_last(&h->watches, &w->list);
+	watch_scan(w);
+	TAKE_PTR(w);
+	return 0;
+}
+
+static int path_add(struct hybrid *h, const struct settings_hybrid *config)
+{
+	const char *slash = strrchr(config->path, '/');
+	const char *name = slash ? slash + 1 : config->path;
+	_cleanup_free_ char *dir =
+		slash ? strndup(config->path, (size_t)MAX(slash - config->path, 1)) : strdup(".");
+	int fd, r;
+
+	if (!dir)
+		return log_error_errno(-ENOMEM, "hybrid socket %s", config->path);
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return log_error_errno(errno, "hybrid socket %s: cannot open %s", config->path,
+				       dir);
+	r = socket_add(h, NULL, fd, name, name, config->cid);
+	if (r == -EADDRINUSE)
+		return log_error_errno(
+			r,
+			"hybrid socket %s_%u: somebody listens there, or it is not a "
+			"socket of ours; remove it or stop who owns it",
+			config->path, h->settings->listen.port);
+	return r < 0 ? log_error_errno(r, "hybrid socket %s_%u", config->path,
+				       h->settings->listen.port)
+		     : 0;
+}
+
+static int find_group(struct hybrid *h)
+{
+	const char *name = h->settings->hybrid.group;
+	const struct group *g;
+
+	h->gid = (gid_t)-1;
+	if (!*name)
+		return 0;
+	errno = 0;
+	g = getgrnam(name);
+	if (!g)
+		return log_error_errno(errno ? errno : ENOENT, "hybrid.group: no group %s", name);
+	h->gid = g->gr_gid;
+	return 0;
+}
+
+int hybrid_new(sd_event *event, struct ingest *ingest, const struct settings *s,
+	       struct hybrid **ret)
+{
+	_cleanup_(hybrid_freep)
+	struct hybrid *h = NULL;
+	int r;
+
+	h = calloc(1, sizeof(*h));
+	if (!h)
+		return log_error_errno(-ENOMEM, "hybrid sockets");
+	h->event = event;
+	h->ingest = ingest;
+	h->settings = s;
+	list_init(&h->sockets);
+	list_init(&h->watches);
+	r = find_group(h);
+	for (size_t i = 0; r == 0 && i < s->hybrid.n_sockets; i++)
+		r = s->hybrid.sockets[i].is_pattern ? watch_add(h, &s->hybrid.sockets[i])
+						    : path_add(h, &s->hybrid.sockets[i]);
+	if (r == 0 && !list_empty(&h->watches)) {
+		r = sd_event_add_time_relative(event, &h->rescan, CLOCK_BOOTTIME, RESCAN_USEC, 0,
+					       on_rescan, h);
+		if (r < 0)
+			log_error_errno(r, "hybrid sockets");
+	}
+	if (r < 0)
+		return r;
+	*ret = TAKE_PTR(h);
+	return 0;
+}
+
+struct hybrid *hybrid_free(struct hybrid *h)
+{
+	if (!h)
+		return NULL;
+	sd_event_source_disable_unref(h->rescan);
+	list_for_each_safe(n, &h->sockets)
+		socket_remove(h, list_entry(n, struct hybrid_socket, list));
+	list_for_each_safe(n, &h->watches) {
+		struct hybrid_watch *w = list_entry(n, struct hybrid_watch, list);
+
+		list_del(&w->list);
+		watch_free(w);
+	}
+	free(h);
+	return NULL;
+}
+
+unsigned hybrid_count(const struct hybrid *h)
+{
+	return h->n_sockets;
+}

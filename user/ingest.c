@@ -1,0 +1,796 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ingest.h"
+
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <xxhash.h>
+
+#include "clock.h"
+#include "log.h"
+#include "metrics.h"
+#include "report.h"
+#include "stream.h"
+
+/* Connections are looked at this often even if no event came (SPEC 11). */
+#define TICK_USEC (250 * USEC_PER_MSEC)
+/* What an agent gets to take its answer (SPEC 3, answers). */
+#define ANSWER_USEC   USEC_PER_SEC
+#define ANSWERING_MAX 64
+
+enum conn_state {
+	CONN_WAITING,	/* at zero credit, or unread; holds nothing */
+	CONN_RECEIVING, /* has a place */
+	CONN_OFFERED,	/* the same, and "go on" is not sent yet */
+	CONN_SUBMITTED, /* the relay has the report and will say what becomes of it */
+	CONN_ANSWERING, /* place given back; the answer is not sent yet */
+};
+
+struct conn {
+	struct list list; /* in ingest.conns */
+	struct ingest *ingest;
+	struct vm *vm;
+	struct admission_ticket ticket;
+	struct stream stream;
+	struct relay_report report;
+	sd_event_source *io;
+	int fd;
+	bool vsock;
+	bool header_seen; /* the reservation follows the length that a header announced */
+	enum conn_state state;
+	uint64_t since; /* of the state: accept, grant, answer */
+	uint8_t answer[VSR_ANSWER_SIZE];
+	uint8_t answered; /* bytes of it sent */
+};
+
+struct ingest {
+	struct ingest_settings settings;
+	struct ingest_parts parts;
+	struct stream_config stream;
+	struct vsr_pool own_pool; /* the shared reserve of user-space mode */
+	sd_event_source *tick, *events;
+	struct list conns;
+	unsigned n_conns, n_waiting, n_answering;
+	struct conn **by_slot;
+	uint32_t *free_slots;
+	uint32_t n_free_slots;
+	bool stopping;
+};
+
+/* ---- what people see -------------------------------------------------------------------------- */
+
+static void export_vm(struct ingest *i, const struct vm *vm)
+{
+	struct vsr_vm_state state;
+
+	if (!i->parts.bpf)
+		return;
+	vm_export(vm, &state);
+	ingest_bpf_vm_state_update(i->parts.bpf, &vm->node.id, &state);
+}
+
+/* User-space mode writes vsr_vms itself, once a connection. */
+static void export_seen(struct ingest *i, const struct conn *c, enum reason reason)
+{
+	const struct vsr_conn *seen = &c->stream.seen;
+	struct vsr_vm_seen v = { 0 };
+	uint64_t now = clock_usec() * NSEC_PER_USEC;
+
+	if (!i->parts.bpf || !ingest_bpf_maps_only(i->parts.bpf) || seen->packets == 0)
+		return;
+	if (ingest_bpf_vm_seen_lookup(i->parts.bpf, &c->vm->node.id, &v) < 0)
+		v.first_seen_ns = now;
+	v.last_seen_ns = now;
+	v.connections++;
+	v.packets += seen->packets;
+	v.bytes += seen->seen;
+	v.bad_header += reason == REASON_BAD_HEADER;
+	v.too_large += reason == REASON_TOO_LARGE;
+	v.over_budget += reason == REASON_OVER_BUDGET;
+	v.unread_updates += reason == REASON_UNREAD_UPDATES;
+	ingest_bpf_vm_seen_update(i->parts.bpf, &c->vm->node.id, &v);
+}
+
+static void count_refusal(struct vm *vm, struct vsr_vm_id id, enum reason reason,
+			  const char *detail, uint64_t now)
+{
+	uint32_t unlogged = 0;
+
+	metric_inc_label(METRIC_REFUSED, reason);
+	if (reason == REASON_CID_MISMATCH)
+		metric_inc(METRIC_CID_MISMATCHES);
+	if (vm) {
+		vm->refused++;
+		if (!vm_log_refusal(vm, now, &unlogged))
+			return;
+	}
+	log_notice("refused VM %u:%u: %s (%s)%s%s%s", id.ns, id.cid, reason_words(reason),
+		   reason_name(reason), detail ? ": " : "", detail ? detail : "",
+		   unlogged ? "; more of them before were not logged" : "");
+}
+
+/* ---- end of a connection ---------------------------------------------------------------------- */
+
+static uint64_t conn_wmem(const struct conn *c)
+{
+	uint32_t rmem, wmem;
+
+	/* AF_UNIX has no queue of ours: what was sent is charged to nobody after the close. */
+	if (!c->vsock || socket_memory(c->fd, &rmem, &wmem) < 0)
+		return 0;
+	return wmem;
+}
+
+static struct conn *conn_close(struct conn *c, uint64_t now)
+{
+	struct ingest *i = c->ingest;
+	uint64_t wmem = conn_wmem(c);
+
+	if (c->state == CONN_WAITING)
+		i->n_waiting--;
+	if (c->state == CONN_ANSWERING)
+		i->n_answering--;
+	if (c->state == CONN_SUBMITTED)
+		relay_forget(i->parts.relay, &c->report);
+	stream_close(&c->stream);
+	c->io = sd_event_source_disable_unref(c->io);
+	close(c->fd);
+	admission_close(i->parts.admission, &c->ticket, wmem, now);
+	list_del(&c->list);
+	i->n_conns--;
+	free(c);
+	return NULL;
+}
+
+/* One try to send what is left of the answer. Returns 0 when all is sent, -EAGAIN, or -errno. */
+static int send_answer(struct conn *c)
+{
+	ssize_t n = send(c->fd, c->answer + c->answered, VSR_ANSWER_SIZE - c->answered,
+			 MSG_DONTWAIT | MSG_NOSIGNAL);
+
+	if (n < 0)
+		return -errno;
+	c->answered += (uint8_t)n;
+	return c->answered == VSR_ANSWER_SIZE ? 0 : -EAGAIN;
+}
+
+static int start_answer(struct conn *c, enum vsr_status status)
+{
+	vsr_answer_write(c->answer, status);
+	c->answered = 0;
+	return send_answer(c);
+}
+
+static void listen_for(struct conn *c, uint32_t events)
+{
+	if (!c->io)
+		return;
+	if (events)
+		sd_event_source_set_io_events(c->io, events);
+	/* Off, not 0: HUP and ERR come unasked, again and again. */
+	sd_event_source_set_enabled(c->io, events ? SD_EVENT_ON : SD_EVENT_OFF);
+}
+
+static void answer_and_close(struct conn *c, enum vsr_status status, uint64_t now)
+{
+	if (start_answer(c, status) != -EAGAIN || c->ingest->n_answering >= ANSWERING_MAX) {
+		conn_close(c, now);
+		return;
+	}
+	c->state = CONN_ANSWERING;
+	c->since = now;
+	c->ingest->n_answering++;
+	listen_for(c, EPOLLOUT);
+}
+
+/* How the reference calls it. */
+static enum metric_sem no_place_reason(enum reason reason)
+{
+	switch (reason) {
+	case REASON_WAIT_TIMEOUT:
+	case REASON_WAITING_FULL:
+	case REASON_VM_CONNECTIONS:
+		return METRIC_SEM_LIMIT;
+	case REASON_SHUTDOWN:
+	case REASON_WAITER_GONE:
+		return METRIC_SEM_CANCELED;
+	default:
+		return METRIC_SEM_UNKNOWN;
+	}
+}
+
+/* A connection that holds nothing yet is refused. On vsock nobody is answered: any credit would
+ * make the guest's send() look successful. A framed agent on a hybrid socket is. */
+static void refuse_waiter(struct conn *c, enum reason reason, uint64_t now)
+{
+	uint8_t magic[VSR_MAGIC_SIZE];
+	bool framed = !c->vsock &&
+		      recv(c->fd, magic, sizeof(magic), MSG_PEEK | MSG_DONTWAIT) ==
+			      (ssize_t)sizeof(magic) &&
+		      magic[0] == 'V';
+
+	count_refusal(c->vm, c->vm->node.id, reason, NULL, now);
+	metric_inc_label(METRIC_SEM_FAILURES, no_place_reason(reason));
+	export_vm(c->ingest, c->vm);
+	if (framed)
+		start_answer(c, reason_status(reason));
+	conn_close(c, now);
+}
+
+/* What a connection with a place came to: gives back place and memory, then answers. */
+static void conn_end(struct conn *c, enum reason reason, enum vsr_status status, uint64_t now)
+{
+	struct ingest *i = c->ingest;
+	bool framed = stream_framed(&c->stream);
+	uint64_t length = reason == REASON_NONE ? stream_length(&c->stream) : 0;
+
+	export_seen(i, c, reason);
+	export_vm(i, c->vm);
+	i->by_slot[c->stream.slot] = NULL;
+	i->free_slots[i->n_free_slots++] = c->stream.slot;
+	stream_close(&c->stream);
+	admission_release(i->parts.admission, &c->ticket, reason, length, conn_wmem(c));
+	c->state = CONN_RECEIVING; /* no relay to ask, no list to leave */
+	if (framed)
+		answer_and_close(c, status, now);
+	else
+		conn_close(c, now);
+}
+
+static void conn_refuse(struct conn *c, enum reason reason, const char *detail, uint64_t now)
+{
+	count_refusal(c->vm, c->vm->node.id, reason, detail, now);
+	metric_add_label(METRIC_BYTES, METRIC_BYTES_REFUSED, c->stream.seen.seen);
+	conn_end(c, reason, reason_status(reason), now);
+}
+
+static void conn_known(struct conn *c, enum relay_verdict verdict, uint64_t now)
+{
+	static const enum metric_outcome outcome[] = {
+		[RELAY_ACCEPTED] = METRIC_BYTES_ACCEPTED,
+		[RELAY_DUPLICATE] = METRIC_BYTES_DUPLICATE,
+		[RELAY_SUPPRESSED] = METRIC_BYTES_SUPPRESSED,
+	};
+
+	metric_add_label(METRIC_BYTES, outcome[verdict], stream_length(&c->stream));
+	conn_end(c, REASON_NONE,
+		 verdict == RELAY_ACCEPTED ? VSR_STATUS_ACCEPTED : VSR_STATUS_NOTHING_TO_DO, now);
+}
+
+/* ---- a report ---------------------------------------------------------------------------------- */
+
+static void report_decided(struct relay_report *report, enum reason reason, uint64_t now)
+{
+	struct conn *c = container_of(report, struct conn, report);
+
+	c->state = CONN_RECEIVING;
+	if (reason == REASON_NONE)
+		conn_known(c, RELAY_ACCEPTED, now);
+	else
+		conn_refuse(c, reason, NULL, now);
+}
+
+static void describe_report_error(const struct report_error *e, char *buf, size_t size)
+{
+	if (e->claimed_cid[0])
+		snprintf(buf, size, "it says %s", e->claimed_cid);
+	else
+		snprintf(buf, size, "%s, field %u of %s at byte %zu", e->what, e->field,
+			 e->message ? e->message : "the report", e->offset);
+}
+
+/* All bytes are here: validate them, and give them to the relay. */
+static void conn_submit(struct conn *c, uint64_t now)
+{
+	struct report_error error = { 0 };
+	struct report_info info;
+	struct buf *content = c->stream.buf;
+	enum relay_verdict verdict;
+	uint64_t xxh64, digest;
+	char detail[160];
+	int r;
+
+	metric_inc(METRIC_REPORTS_RECEIVED);
+	xxh64 = XXH64(buf_data(content), buf_len(content), 0);
+	if (stream_framed(&c->stream)) {
+		struct vsr_header h;
+
+		stream_header(&c->stream, &h);
+		if (h.xxh64 != xxh64) {
+			conn_refuse(c, REASON_DIGEST_MISMATCH, NULL, now);
+			return;
+		}
+	}
+	r = report_validate(buf_data(content), buf_len(content), c->vm->node.id.cid, &error, &info);
+	if (r < 0) {
+		describe_report_error(&error, detail, sizeof(detail));
+		conn_refuse(c, report_reason(r), detail, now);
+		return;
+	}
+	r = stream_digest(&c->stream, &digest);
+	if (r < 0) {
+		conn_refuse(c, REASON_INTERNAL, "no digest", now);
+		return;
+	}
+	c->report = (struct relay_report){
+		.vm = c->vm,
+		.content = content,
+		.digest = digest,
+		.xxh64 = xxh64,
+		.framed = stream_framed(&c->stream),
+		.vm_id = info.vm_id,
+		.vm_id_len = info.vm_id_len,
+		.decided = report_decided,
+	};
+	r = relay_submit(c->ingest->parts.relay, &c->report, now, &verdict);
+	if (r == -EINPROGRESS) {
+		c->state = CONN_SUBMITTED;
+		listen_for(c, 0);
+	} else if (r < 0) {
+		conn_refuse(c, r == -ENOSPC ? REASON_NO_CACHE : REASON_INTERNAL, NULL, now);
+	} else {
+		conn_known(c, verdict, now);
+	}
+}
+
+/* The stream is complete. What BPF hashed may be known; then it need not be read. */
+static void conn_complete(struct conn *c, uint64_t now)
+{
+	struct relay *relay = c->ingest->parts.relay;
+	struct stream *s = &c->stream;
+	enum relay_verdict verdict;
+	enum reason reason;
+	uint64_t digest, xxh64;
+	int r;
+
+	if (s->attached && !s->sealed && s->read == 0 && stream_length(s) > 0) {
+		struct vsr_header h;
+
+		stream_header(s, &h);
+		xxh64 = h.xxh64;
+		r = stream_digest(s, &digest);
+		if (r == 0)
+			r = relay_known(relay, c->vm, stream_length(s), digest,
+					stream_framed(s) ? &xxh64 : NULL, now, &verdict);
+		if (r == -EBADMSG) {
+			conn_refuse(c, REASON_DIGEST_MISMATCH, NULL, now);
+			return;
+		}
+		if (r == 0 && verdict != RELAY_NEW) {
+			metric_inc(METRIC_REPORTS_RECEIVED);
+			conn_known(c, verdict, now);
+			return;
+		}
+	}
+	r = stream_take(s, &reason);
+	if (r == -EAGAIN) {
+		listen_for(c, 0); /* readable all the time; the tick looks again */
+		return;
+	}
+	if (r < 0)
+		conn_refuse(c, reason, NULL, now);
+	else
+		conn_submit(c, now);
+}
+
+static void conn_offer(struct conn *c, uint64_t now)
+{
+	struct ingest *i = c->ingest;
+	enum relay_verdict verdict;
+	struct vsr_header h;
+	uint64_t reservation;
+	int r;
+
+	stream_header(&c->stream, &h);
+	verdict = relay_offer(i->parts.relay, c->vm, h.length, h.xxh64, now);
+	if (verdict != RELAY_NEW) {
+		conn_known(c, verdict, now);
+		return;
+	}
+	c->header_seen = true;
+	reservation = h.length + ADMISSION_MARGIN;
+	if (admission_resize(i->parts.admission, &c->ticket, reservation) < 0) {
+		conn_refuse(c, REASON_OFFER_BUSY, NULL, now);
+		return;
+	}
+	stream_reserve(&c->stream, reservation);
+	r = start_answer(c, VSR_STATUS_GO_ON);
+	if (r == -EAGAIN) {
+		c->state = CONN_OFFERED;
+		listen_for(c, EPOLLOUT);
+	} else if (r < 0) {
+		conn_refuse(c, REASON_ABORTED, NULL, now);
+	}
+}
+
+/* ---- memory ------------------------------------------------------------------------------------- */
+
+/* The reservation follows what a header announces, and grows with the report while the budget
+ * lasts. What cannot be had now is asked for again at the next look. */
+static void conn_grow(struct conn *c)
+{
+	struct admission *a = c->ingest->parts.admission;
+	uint64_t want = c->ticket.reservation;
+
+	if (!c->header_seen && stream_framed(&c->stream)) {
+		struct vsr_header h;
+
+		stream_header(&c->stream, &h);
+		c->header_seen = true;
+		want = h.length + ADMISSION_MARGIN;
+	} else if (stream_wants_input(&c->stream) &&
+		   stream_charge(&c->stream) > c->ticket.reservation / 2) {
+		want = MIN(2 * c->ticket.reservation, admission_maximum(a));
+	}
+	if (want != c->ticket.reservation && admission_resize(a, &c->ticket, want) == 0)
+		stream_reserve(&c->stream, want);
+}
+
+/* ---- looking at a connection -------------------------------------------------------------------- */
+
+static uint32_t wanted_events(const struct conn *c)
+{
+	if (!c->stream.attached)
+		return EPOLLIN;
+	return EPOLLRDHUP | (stream_wants_input(&c->stream) ? EPOLLIN : 0);
+}
+
+static void conn_look(struct conn *c, uint64_t now)
+{
+	enum reason reason = REASON_NONE;
+
+	/* Until "go on" is sent there is nothing to look for. */
+	if (c->state != CONN_RECEIVING)
+		return;
+	switch (stream_look(&c->stream, &reason)) {
+	case STREAM_MORE:
+		conn_grow(c);
+		listen_for(c, wanted_events(c));
+		break;
+	case STREAM_OFFER:
+		conn_offer(c, now);
+		break;
+	case STREAM_ENDED:
+		conn_complete(c, now);
+		break;
+	case STREAM_REFUSED:
+		conn_refuse(c, reason, NULL, now);
+		break;
+	}
+}
+
+static void continue_answer(struct conn *c, uint64_t now)
+{
+	int r = send_answer(c);
+
+	if (r == -EAGAIN)
+		return;
+	if (c->state == CONN_ANSWERING) {
+		conn_close(c, now);
+	} else if (r < 0) {
+		conn_refuse(c, REASON_ABORTED, NULL, now);
+	} else {
+		c->state = CONN_RECEIVING;
+		listen_for(c, wanted_events(c));
+		conn_look(c, now);
+	}
+}
+
+static int on_io(sd_event_source *source _unused_, int fd _unused_, uint32_t revents _unused_,
+		 void *userdata)
+{
+	struct conn *c = userdata;
+	uint64_t now = clock_usec();
+
+	switch (c->state) {
+	case CONN_WAITING:
+		/* vsock at zero credit: nothing can have come but the end. */
+		refuse_waiter(c, REASON_WAITER_GONE, now);
+		break;
+	case CONN_RECEIVING:
+		conn_look(c, now);
+		break;
+	case CONN_OFFERED:
+	case CONN_ANSWERING:
+		continue_answer(c, now);
+		break;
+	case CONN_SUBMITTED:
+		break;
+	}
+	return 0;
+}
+
+static void on_bpf_event(const struct vsr_event *e, void *userdata)
+{
+	struct ingest *i = userdata;
+	struct conn *c = e->slot < i->parts.places ? i->by_slot[e->slot] : NULL;
+
+	/* Only a wake-up, maybe of a connection that is gone. */
+	if (c && c->stream.cookie == e->cookie)
+		conn_look(c, clock_usec());
+}
+
+static int on_bpf_events(sd_event_source *source _unused_, int fd _unused_,
+			 uint32_t revents _unused_, void *userdata)
+{
+	struct ingest *i = userdata;
+
+	ingest_bpf_events_consume(i->parts.bpf, on_bpf_event, i);
+	return 0;
+}
+
+static bool timed_out(const struct conn *c, uint64_t now, enum reason *ret_reason)
+{
+	const struct ingest_settings *s = &c->ingest->settings;
+	uint64_t last = MAX(c->since, stream_last_byte(&c->stream));
+
+	if (usec_sub(now, c->since) >= s->deadline)
+		*ret_reason = REASON_DEADLINE;
+	else if (usec_sub(now, last) >= s->idle)
+		*ret_reason = REASON_IDLE;
+	else
+		return false;
+	return true;
+}
+
+static void conn_tick(struct conn *c, uint64_t now)
+{
+	struct admission *a = c->ingest->parts.admission;
+	enum reason reason;
+
+	if (c->vsock && admission_wants_wmem(&c->ticket) && conn_wmem(c) == 0)
+		admission_drained(a, &c->ticket);
+	switch (c->state) {
+	case CONN_RECEIVING:
+		if (c->vsock && !c->stream.attached && conn_wmem(c) > VSR_UNREAD_UPDATES) {
+			conn_refuse(c, REASON_UNREAD_UPDATES, NULL, now);
+			break;
+		}
+		/* What came in time counts, also when we look late. */
+		if (!timed_out(c, now, &reason) || c->stream.ended)
+			conn_look(c, now);
+		else
+			conn_refuse(c, reason, NULL, now);
+		break;
+	case CONN_OFFERED:
+		if (timed_out(c, now, &reason))
+			conn_refuse(c, reason, NULL, now);
+		break;
+	case CONN_ANSWERING:
+		if (usec_sub(now, c->since) >= ANSWER_USEC)
+			conn_close(c, now);
+		break;
+	case CONN_WAITING:
+	case CONN_SUBMITTED:
+		break;
+	}
+}
+
+static int on_tick(sd_event_source *source, uint64_t usec _unused_, void *userdata)
+{
+	struct ingest *i = userdata;
+	uint64_t now = clock_usec();
+
+	list_for_each_safe(n, &i->conns)
+		conn_tick(list_entry(n, struct conn, list), now);
+	if (i->n_conns > 0) {
+		sd_event_source_set_time_relative(source, TICK_USEC);
+		sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+	}
+	return 0;
+}
+
+/* ---- arrival and grant -------------------------------------------------------------------------- */
+
+static struct conn *conn_new(struct ingest *i, int fd, bool vsock, struct vm *vm, uint64_t now)
+{
+	struct conn *c = calloc(1, sizeof(*c));
+	int enabled;
+
+	if (!c)
+		return NULL;
+	c->ingest = i;
+	c->fd = fd;
+	c->vsock = vsock;
+	c->vm = vm;
+	c->since = now;
+	c->state = CONN_WAITING;
+	if (sd_event_add_io(i->parts.event, &c->io, fd, EPOLLRDHUP, on_io, c) < 0) {
+		free(c);
+		return NULL;
+	}
+	/* A hybrid peer may have sent everything and closed: it still gets its turn. */
+	if (!vsock)
+		listen_for(c, 0);
+	list_add_last(&i->conns, &c->list);
+	i->n_waiting++;
+	if (i->n_conns++ == 0 &&
+	    (sd_event_source_get_enabled(i->tick, &enabled) < 0 || enabled == SD_EVENT_OFF)) {
+		sd_event_source_set_time_relative(i->tick, TICK_USEC);
+		sd_event_source_set_enabled(i->tick, SD_EVENT_ONESHOT);
+	}
+	return c;
+}
+
+void ingest_rejected(struct ingest *i, int fd, struct vsr_vm_id id, enum reason reason)
+{
+	uint64_t now = clock_usec();
+	struct vm *vm = vm_table_find(i->parts.vms, id);
+
+	count_refusal(vm, id, reason, NULL, now);
+	close(fd);
+}
+
+void ingest_accepted(struct ingest *i, int fd, bool vsock, struct vsr_vm_id id)
+{
+	uint64_t now = clock_usec();
+	enum reason reason;
+	struct conn *c;
+	struct vm *vm;
+	int r;
+
+	metric_inc(METRIC_CONNECTIONS_ACCEPTED);
+	/* A port that only its hypervisor, the loopback or the host itself can have. */
+	if (vsock && id.cid <= 2 && !i->settings.allow_reserved_cids) {
+		ingest_rejected(i, fd, id, REASON_RESERVED_CID);
+		return;
+	}
+	if (i->stopping) {
+		ingest_rejected(i, fd, id, REASON_SHUTDOWN);
+		return;
+	}
+	r = vm_table_obtain(i->parts.vms, id, now, &vm);
+	if (r < 0) {
+		ingest_rejected(i, fd, id, r == -ENOBUFS ? REASON_VM_TABLE_FULL : REASON_INTERNAL);
+		return;
+	}
+	c = conn_new(i, fd, vsock, vm, now);
+	if (!c) {
+		ingest_rejected(i, fd, id, REASON_INTERNAL);
+		return;
+	}
+	r = admission_arrive(i->parts.admission, &c->ticket, vm, now, &reason);
+	if (r < 0)
+		refuse_waiter(c, reason, now);
+}
+
+void ingest_backlog_empty(struct ingest *i)
+{
+	admission_backlog_empty(i->parts.admission);
+}
+
+/* This kernel takes no vsock socket into a sockmap: from now on user space does it all. */
+static void leave_bpf(struct ingest *i)
+{
+	log_warning("vsock reports are checked in user space: %s", ingest_bpf_why());
+	i->stream.bpf = NULL;
+}
+
+static void conn_grant(struct conn *c, uint64_t now)
+{
+	struct ingest *i = c->ingest;
+	uint32_t slot = i->free_slots[--i->n_free_slots];
+	int r;
+
+	i->n_waiting--;
+	c->state = CONN_RECEIVING;
+	c->since = now;
+	i->by_slot[slot] = c;
+	r = stream_open(&c->stream, &i->stream, c->fd, c->vsock, c->vm->node.id, slot,
+			c->ticket.reservation);
+	if (r == -EOPNOTSUPP && i->stream.bpf) {
+		leave_bpf(i);
+		r = stream_open(&c->stream, &i->stream, c->fd, c->vsock, c->vm->node.id, slot,
+				c->ticket.reservation);
+	}
+	if (r < 0) {
+		conn_refuse(c, r == -ENOTCONN ? REASON_WAITER_GONE : REASON_INTERNAL,
+			    r == -ENOTCONN ? NULL : strerror(-r), now);
+		return;
+	}
+	listen_for(c, wanted_events(c));
+	/* Hybrid: all of it may be there already. */
+	conn_look(c, now);
+}
+
+void ingest_run(struct ingest *i, uint64_t now)
+{
+	struct admission *a = i->parts.admission;
+	struct admission_ticket *t;
+	enum reason reason;
+
+	while (i->n_free_slots > 0 && (t = admission_next(a, now)))
+		conn_grant(container_of(t, struct conn, ticket), now);
+	while ((t = admission_expired(a, now, &reason)))
+		refuse_waiter(container_of(t, struct conn, ticket), reason, now);
+}
+
+void ingest_stop(struct ingest *i)
+{
+	struct admission_ticket *t;
+	uint64_t now = clock_usec();
+
+	i->stopping = true;
+	while ((t = admission_first_waiter(i->parts.admission)))
+		refuse_waiter(container_of(t, struct conn, ticket), REASON_SHUTDOWN, now);
+}
+
+unsigned ingest_busy(const struct ingest *i)
+{
+	return i->n_conns - i->n_waiting;
+}
+
+unsigned ingest_connections(const struct ingest *i)
+{
+	return i->n_conns;
+}
+
+uint64_t ingest_pool_drawn(const struct ingest *i)
+{
+	return __atomic_load_n(&i->stream.pool->drawn, __ATOMIC_RELAXED);
+}
+
+bool ingest_bpf_active(const struct ingest *i)
+{
+	return i->stream.bpf;
+}
+
+void ingest_set(struct ingest *i, const struct ingest_settings *s)
+{
+	i->settings = *s;
+}
+
+int ingest_new(const struct ingest_settings *s, const struct ingest_parts *parts,
+	       struct ingest **ret)
+{
+	_cleanup_(ingest_freep)
+	struct ingest *i = NULL;
+	bool bpf = parts->bpf && !ingest_bpf_maps_only(parts->bpf);
+	int r;
+
+	i = calloc(1, sizeof(*i));
+	if (!i)
+		return -ENOMEM;
+	list_init(&i->conns);
+	i->settings = *s;
+	i->parts = *parts;
+	i->own_pool.limit = admission_reserve(parts->admission);
+	i->stream = (struct stream_config){
+		.bpf = bpf ? parts->bpf : NULL,
+		.pool = bpf ? ingest_bpf_pool(parts->bpf) : &i->own_pool,
+		.seed = parts->seed,
+		.max_report = s->max_report,
+	};
+	i->by_slot = calloc(parts->places, sizeof(*i->by_slot));
+	i->free_slots = calloc(parts->places, sizeof(*i->free_slots));
+	if (!i->by_slot || !i->free_slots)
+		return -ENOMEM;
+	for (uint32_t slot = parts->places; slot-- > 0;)
+		i->free_slots[i->n_free_slots++] = slot;
+
+	r = sd_event_add_time_relative(parts->event, &i->tick, CLOCK_BOOTTIME, TICK_USEC, 0,
+				       on_tick, i);
+	if (r < 0)
+		return r;
+	if (bpf) {
+		r = sd_event_add_io(parts->event, &i->events, ingest_bpf_events_fd(parts->bpf),
+				    EPOLLIN, on_bpf_events, i);
+		if (r < 0)
+			return r;
+	}
+	*ret = TAKE_PTR(i);
+	return 0;
+}
+
+struct ingest *ingest_free(struct ingest *i)
+{
+	if (!i)
+		return NULL;
+	list_for_each_safe(n, &i->conns)
+		conn_close(list_entry(n, struct conn, list), clock_usec());
+	i->tick = sd_event_source_disable_unref(i->tick);
+	i->events = sd_event_source_disable_unref(i->events);
+	free(i->by_slot);
+	free(i->free_slots);
+	free(i);
+	return NULL;
+}

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "listener.h"
+
+#include <linux/vm_sockets.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "log.h"
+
+#define ACCEPTS_PER_TURN 64
+
+struct listener {
+	struct ingest *ingest;
+	sd_event_source *source;
+	const struct settings_uids *uids;
+	int fd;
+	bool vsock;
+	bool starved; /* said already that accept() fails */
+	struct vsr_vm_id id;
+};
+
+int listener_vsock_open(uint32_t port, uint32_t backlog, int *ret_fd)
+{
+	struct sockaddr_vm sa = {
+		.svm_family = AF_VSOCK,
+		.svm_cid = VMADDR_CID_ANY,
+		.svm_port = port,
+	};
+	_cleanup_close_ int fd = -1;
+	uint64_t zero = 0;
+
+	fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	/* The minimum first: it is 128 by default and would clamp the size. 0 and nothing between
+	 * 1 and 64 KiB: a few bytes of credit reset the connection (KERNEL.md 3). */
+	if (setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_MIN_SIZE, &zero, sizeof(zero)) < 0 ||
+	    setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &zero, sizeof(zero)) < 0 ||
+	    bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(fd, (int)backlog) < 0)
+		return -errno;
+	*ret_fd = TAKE_FD(fd);
+	return 0;
+}
+
+static bool uid_allowed(int fd, const struct settings_uids *uids)
+{
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+
+	if (uids->any)
+		return true;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+		return false;
+	for (uint32_t i = 0; i < uids->n; i++)
+		if (uids->uid[i] == cred.uid)
+			return true;
+	return false;
+}
+
+static void accepted(struct listener *l, int fd, const struct sockaddr_vm *sa)
+{
+	struct vsr_vm_id id = l->id;
+
+	if (l->vsock) {
+		id.cid = sa->svm_cid;
+		ingest_accepted(l->ingest, fd, true, id);
+	} else if (!uid_allowed(fd, l->uids)) {
+		ingest_rejected(l->ingest, fd, id, REASON_PEER_UID);
+	} else {
+		ingest_accepted(l->ingest, fd, false, id);
+	}
+}
+
+static int on_listener(sd_event_source *source _unused_, int listen_fd, uint32_t revents _unused_,
+		       void *userdata)
+{
+	struct listener *l = userdata;
+
+	for (unsigned i = 0; i < ACCEPTS_PER_TURN; i++) {
+		struct sockaddr_vm sa = { 0 };
+		socklen_t len = sizeof(sa);
+		int fd = accept4(listen_fd, l->vsock ? (struct sockaddr *)&sa : NULL,
+				 l->vsock ? &len : NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (fd >= 0) {
+			l->starved = false;
+			accepted(l, fd, &sa);
+			continue;
+		}
+		if (errno == EAGAIN) {
+			if (l->vsock)
+				ingest_backlog_empty(l->ingest);
+			return 0;
+		}
+		if (errno == EINTR || errno == ECONNABORTED || errno == ECONNRESET)
+			continue;
+		/* Out of descriptors or memory: connections wait in the backlog. */
+		if (!l->starved)
+			log_error_errno(errno, "cannot accept connections for now");
+		l->starved = true;
+		return 0;
+	}
+	return 0;
+}
+
+int listener_new(sd_event *event, struct ingest *ingest, int fd, bool vsock, uint32_t ns,
+		 uint32_t cid, const struct settings_uids *uids, struct listener **ret)
+{
+	_cleanup_free_ struct listener *l = NULL;
+	int r;
+
+	l = calloc(1, sizeof(*l));
+	if (!l)
+		return -ENOMEM;
+	l->ingest = ingest;
+	l->fd = fd;
+	l->vsock = vsock;
+	l->uids = uids;
+	l->id = (struct vsr_vm_id){ .ns = ns, .cid = cid };
+	r = sd_event_add_io(event, &l->source, fd, EPOLLIN, on_listener, l);
+	if (r < 0)
+		return r;
+	r = sd_event_source_set_priority(l->source, SD_EVENT_PRIORITY_IMPORTANT);
+	if (r < 0) {
+		sd_event_source_disable_unref(l->source);
+		return r;
+	}
+	*ret = TAKE_PTR(l);
+	return 0;
+}
+
+struct listener *listener_free(struct listener *l)
+{
+	if (!l)
+		return NULL;
+	sd_event_source_disable_unref(l->source);
+	close(l->fd);
+	free(l);
+	return NULL;
+}

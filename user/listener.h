@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Listening sockets: AF_VSOCK with zero credit (KERNEL.md 3), and what accepting from any of
+ * them takes. Accepting comes first in each turn of the loop, at most 64 a turn, so that a
+ * backlog never fills while reports are read.
+ */
+#ifndef VSR_LISTENER_H
+#define VSR_LISTENER_H
+
+#include <systemd/sd-event.h>
+
+#include "ingest.h"
+#include "settings.h"
+
+struct listener;
+
+/* Opens, binds to VMADDR_CID_ANY and listens. Accepted sockets advertise zero credit.
+ * Returns 0; -EAFNOSUPPORT: the kernel has no AF_VSOCK (yet); -EADDRINUSE; -EACCES: a port below
+ * 1024 needs CAP_NET_BIND_SERVICE; what else the calls return. */
+int listener_vsock_open(uint32_t port, uint32_t backlog, int *ret_fd);
+
+/* Accepts from fd (taken over) for ingest. vsock: the peer's CID identifies the VM in namespace
+ * ns; else it is cid, and only peers with an allowed uid are accepted; uids must outlive the
+ * listener. Returns 0, -ENOMEM, or what sd-event says (fd is then still the caller's). */
+int listener_new(sd_event *event, struct ingest *ingest, int fd, bool vsock, uint32_t ns,
+		 uint32_t cid, const struct settings_uids *uids, struct listener **ret);
+struct listener *listener_free(struct listener *l);
+DEFINE_CLEANUP(struct listener, listener_free);
+
+#endif

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The stream of one granted connection: bytes from the kernel into one buffer, with the rules
+ * that make them trustworthy (KERNEL.md 0, DESIGN 2). Two ways to the same decisions:
+ *
+ * With BPF, the verdict has hashed and charged every byte before we see it. We look at its entry
+ * in vsr_conns and read
+ *  - never more than it passed, never when nothing is owed (read rule: bytes that bypassed the
+ *    program would come up otherwise);
+ *  - not at all before half of the reservation is used or the report is complete, so that a
+ *    duplicate is recognised by its digest and never read.
+ * The stream has ended when the peer has closed and all that BPF saw was read or known (end
+ * rule: recv() never says 0 here, it says EAGAIN for ever).
+ *
+ * Without BPF (user-space mode, hybrid sockets), the bytes are read as they come and everything
+ * is computed from them.
+ */
+#ifndef VSR_STREAM_H
+#define VSR_STREAM_H
+
+#include "buf.h"
+#include "reason.h"
+#include "vsr_abi.h"
+#include "vsr_frame.h"
+
+struct ingest_bpf;
+
+/* What all streams share. */
+struct stream_config {
+	struct ingest_bpf *bpf; /* NULL: user-space mode */
+	struct vsr_pool *pool;	/* the shared reserve: BPF's (mapped) or one of our own */
+	uint64_t seed;		/* of the digest */
+	uint32_t max_report;	/* bytes of payload, exactly this many are accepted */
+};
+
+struct stream {
+	const struct stream_config *config;
+	int fd;
+	bool vsock;	      /* AF_VSOCK: has credit, SO_MEMINFO means what DESIGN 2 says */
+	bool attached;	      /* the verdict runs on it */
+	uint32_t slot;	      /* with attached */
+	uint64_t cookie;      /* with attached */
+	uint64_t reserved;    /* bytes it may cost in all, the share of the reserve not counted */
+	uint64_t share;	      /* drawn from the reserve in user-space mode */
+	struct vsr_conn seen; /* what BPF saw; in user-space mode kept by us in the same terms */
+	uint64_t read;	      /* bytes read from the socket, header included */
+	bool ended;
+	bool offer_told;
+	bool sealed;
+	struct buf *buf; /* NULL as long as nothing was read */
+};
+
+enum stream_state {
+	STREAM_MORE,	/* nothing to decide yet */
+	STREAM_OFFER,	/* the header of a VSR2 is there; said once */
+	STREAM_ENDED,	/* complete: length and digest are known, stream_take() gets the bytes */
+	STREAM_REFUSED, /* *ret_reason says why */
+};
+
+/*
+ * Opens the stream of a connection that was granted a place: attaches the verdict, then raises
+ * credit from zero, in this order, so that BPF misses no byte (KERNEL.md 3). reserved is the
+ * bytes it may cost. The fd stays the caller's.
+ *
+ * Returns 0; -EOPNOTSUPP, -ENOTCONN: the peer has left already; other negative errno of bpf()
+ * or setsockopt().
+ */
+int stream_open(struct stream *s, const struct stream_config *config, int fd, bool vsock,
+		struct vsr_vm_id vm, uint32_t slot, uint64_t reserved);
+
+/* Looks at the stream: what BPF and the kernel say of it; reads where the mode demands it.
+ * Never blocks. */
+enum stream_state stream_look(struct stream *s, enum reason *ret_reason);
+
+/* After STREAM_ENDED: reads what is not read yet, and seals the buffer. Returns 0; -EAGAIN: the
+ * kernel has not handed over all of it yet (look again later); -EPROTO with *ret_reason: what was
+ * read is not what was seen, or libxxhash does not confirm the digest of BPF. */
+int stream_take(struct stream *s, enum reason *ret_reason);
+
+/* Whether the verdict wants its packets to be read as they come now (half of the reservation). */
+bool stream_wants_input(const struct stream *s);
+
+/* What the stream costs now, bytes of kernel and daemon memory as DESIGN 2 charges them. */
+uint64_t stream_charge(const struct stream *s);
+
+/* A new reservation. */
+void stream_reserve(struct stream *s, uint64_t reserved);
+
+/* enum vsr_mode, and for the framed ones the header. */
+uint32_t stream_mode(const struct stream *s);
+void stream_header(const struct stream *s, struct vsr_header *ret);
+static inline bool stream_framed(const struct stream *s)
+{
+	return s->seen.mode == VSR_MODE_VSR1 || s->seen.mode == VSR_MODE_VSR2;
+}
+
+/* After STREAM_ENDED: length of the payload, bytes, and its digest. */
+uint64_t stream_length(const struct stream *s);
+int stream_digest(const struct stream *s, uint64_t *ret);
+
+/* CLOCK_BOOTTIME usec of the last byte, 0 if none came. */
+uint64_t stream_last_byte(const struct stream *s);
+
+/* Ends the verdict's part: takes the socket's entry out of the maps and gives back its share of
+ * the reserve. The socket may live on (for an answer); bytes that still come are dropped. */
+void stream_close(struct stream *s);
+
+/* Bytes queued in the kernel for (rmem) and towards (wmem) the peer. Returns 0 or -errno. */
+int socket_memory(int fd, uint32_t *ret_rmem, uint32_t *ret_wmem);
+
+#endif
