@@ -1,0 +1,688 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "daemon.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <systemd/sd-daemon.h>
+#include <systemd/sd-event.h>
+
+#include "admin.h"
+#include "clock.h"
+#include "disk.h"
+#include "hybrid.h"
+#include "ingest.h"
+#include "lock.h"
+#include "log.h"
+#include "metrics.h"
+#include "privilege.h"
+#include "probe.h"
+#include "relay.h"
+#include "upstream_file.h"
+
+/* Jobs of the disk worker: every send under way, and as many again. */
+#define DISK_QUEUE (2 * RELAY_IN_FLIGHT_MAX)
+/* Retries of a kernel without AF_VSOCK (SPEC 3, address). */
+#define VSOCK_RETRY_FIRST (1 * USEC_PER_SEC)
+#define VSOCK_RETRY_MAX	  (5 * USEC_PER_MIN)
+/* How often a stop looks whether all is done. */
+#define STOP_LOOK (50 * USEC_PER_MSEC)
+/* cache.slots: auto (SPEC 4). */
+#define SLOTS_AUTO_MIN 100
+
+struct daemon {
+	struct daemon_args args;
+	struct settings *settings; /* in force */
+	struct settings *started;  /* at the start: the listeners refer to them */
+	sd_event *event;
+	int run_lock, pin_lock;
+	struct disk *disk;
+	struct upstream *upstream;
+	struct vm_table *vms;
+	struct admission *admission;
+	struct relay *relay;
+	struct ingest_bpf *bpf;
+	struct ingest *ingest;
+	struct listener *vsock;
+	struct hybrid *hybrid;
+	struct admin *admin;
+	sd_event_source *post, *timer, *disk_source, *vsock_retry;
+	uint64_t vsock_retry_after;
+	uint64_t stop_at; /* 0: runs */
+	int result;
+};
+
+/* ---- settings for the parts ---------------------------------------------------------------------- */
+
+static struct admission_settings admission_of(const struct settings *s)
+{
+	return (struct admission_settings){
+		.places = s->admission.places,
+		.waiting = s->admission.waiting,
+		.wait = s->admission.wait_usec,
+		.budget = s->memory_budget,
+		.report_limit = s->report.max_bytes,
+	};
+}
+
+static struct ingest_settings ingest_of(const struct settings *s)
+{
+	return (struct ingest_settings){
+		.max_report = (uint32_t)s->report.max_bytes,
+		.deadline = s->report.deadline_usec,
+		.idle = s->report.idle_usec,
+		.allow_reserved_cids = s->allow_reserved_cids,
+	};
+}
+
+static struct relay_settings relay_of(const struct settings *s)
+{
+	struct relay_settings r = {
+		.dedup_bytes = s->dedup == SETTINGS_DEDUP_BYTES,
+		.suppress_unchanged = s->unchanged == SETTINGS_UNCHANGED_SUPPRESS,
+		.refresh_interval = s->refresh_interval_usec,
+		.stale_ack = s->rate.stale_ack_threshold_usec,
+		.custody_max_age = s->custody_max_age_usec,
+		.slots_auto = s->cache.slots == SETTINGS_SLOTS_AUTO,
+		.cache = { .slots = s->cache.slots == SETTINGS_SLOTS_AUTO ? SLOTS_AUTO_MIN
+									  : s->cache.slots,
+			   .bytes = s->cache.bytes,
+			   .ttl = s->cache.ttl_usec },
+		.retry = tracker_defaults,
+	};
+
+	r.retry.base = (int64_t)s->retry.base_usec;
+	r.retry.exponential = s->retry.mode == SETTINGS_RETRY_EXPONENTIAL;
+	r.retry.factor = s->retry.factor;
+	r.retry.cap = s->retry.cap_usec;
+	r.retry.jitter = s->retry.jitter_percent / 100;
+	return r;
+}
+
+static struct bucket_rate grants_of(const struct settings *s)
+{
+	return bucket_rate_per(s->admission.grant_rate, USEC_PER_SEC, s->admission.grant_burst);
+}
+
+static struct bucket_rate reports_of(const struct settings *s)
+{
+	return bucket_rate_per(s->rate.reports_per_minute, USEC_PER_MIN, 1);
+}
+
+/* ---- the turn of the loop ------------------------------------------------------------------------- */
+
+static void probe_debtors(struct daemon *d, uint64_t now)
+{
+	struct vm *vm;
+
+	while ((vm = admission_debt_probe(d->admission, now)))
+		if (probe_cid_gone(vm->node.id.cid))
+			admission_vm_gone(d->admission, vm);
+}
+
+/* After whatever happened: who can go on now goes on. */
+static void turn(struct daemon *d)
+{
+	uint64_t now = clock_usec(), next;
+
+	ingest_run(d->ingest, now);
+	relay_run(d->relay, now);
+	probe_debtors(d, now);
+	next = MIN(admission_next_event(d->admission, now), relay_next_event(d->relay));
+	sd_event_source_set_time(d->timer, next);
+	sd_event_source_set_enabled(d->timer,
+				    next == USEC_INFINITY ? SD_EVENT_OFF : SD_EVENT_ONESHOT);
+}
+
+static int on_post(sd_event_source *source _unused_, void *userdata)
+{
+	turn(userdata);
+	return 0;
+}
+
+static int on_timer(sd_event_source *source _unused_, uint64_t usec _unused_,
+		    void *userdata _unused_)
+{
+	return 0; /* on_post() does what is due */
+}
+
+static int on_disk(sd_event_source *source _unused_, int fd _unused_, uint32_t revents _unused_,
+		   void *userdata)
+{
+	struct daemon *d = userdata;
+
+	disk_dispatch(d->disk);
+	return 0;
+}
+
+/* ---- what people see ------------------------------------------------------------------------------- */
+
+static void on_vm_changed(const struct vm *vm, void *userdata)
+{
+	struct daemon *d = userdata;
+	struct vsr_vm_state state;
+
+	vm_export(vm, &state);
+	ingest_bpf_vm_state_update(d->bpf, &vm->node.id, &state);
+}
+
+static void notify_status(const struct daemon *d)
+{
+	sd_notifyf(0, "STATUS=%s; %s; %u hybrid sockets; upstream %s",
+		   d->vsock	    ? "listening on vsock"
+		   : d->vsock_retry ? "waiting for a kernel with AF_VSOCK"
+				    : "no vsock listener",
+		   ingest_bpf_active(d->ingest) ? "BPF" : "user-space mode",
+		   d->hybrid ? hybrid_count(d->hybrid) : 0, d->upstream->ops->name);
+}
+
+static void refresh_bpf(const struct daemon *d)
+{
+	bool bpf = ingest_bpf_active(d->ingest);
+	struct vsr_stats stats;
+
+	metric_set_label(METRIC_BPF_MODE, METRIC_BPF_KERNEL, bpf);
+	metric_set_label(METRIC_BPF_MODE, METRIC_BPF_USER, !bpf);
+	if (d->bpf && ingest_bpf_stats(d->bpf, &stats) == 0)
+		metrics_set_bpf(&stats);
+	metric_set(METRIC_MEMORY_SHARED, (double)ingest_pool_drawn(d->ingest));
+}
+
+/* Gauges are set when somebody asks. */
+static void refresh_metrics(void *userdata)
+{
+	struct daemon *d = userdata;
+	uint64_t now = clock_usec();
+	struct admission_figures a;
+	struct relay_figures r;
+
+	admission_figures(d->admission, &a);
+	metric_set(METRIC_SEM_HOLDING, a.places_used);
+	metric_set(METRIC_SEM_QUEUE, a.waiting);
+	metric_set(METRIC_PLACES, a.places);
+	metric_set_label(METRIC_PLACES_CLASS, METRIC_CLASS_LIMITED, a.limited_places);
+	metric_set_label(METRIC_PLACES_CLASS, METRIC_CLASS_OFFENDER, a.offender_places);
+	metric_set(METRIC_MEMORY_BUDGET, (double)a.budget);
+	metric_set(METRIC_MEMORY_RESERVED, (double)a.reserved);
+	metric_set(METRIC_MEMORY_DEBT, (double)a.debt);
+	metric_set(METRIC_VMS_DEBT, a.debtors);
+	metric_set(METRIC_MEMORY_IDLE, (double)buf_pool_bytes());
+	metric_set_label(METRIC_LISTENERS, METRIC_VSOCK, d->vsock != NULL);
+	metric_set_label(METRIC_LISTENERS, METRIC_HYBRID, d->hybrid ? hybrid_count(d->hybrid) : 0);
+	relay_figures(d->relay, now, &r);
+	metric_set(METRIC_CONTENTS_HELD, (double)r.held);
+	metric_set(METRIC_CONTENTS_IN_FLIGHT, (double)r.in_flight);
+	metric_set(METRIC_CONTENTS_AWAITING_ACK, (double)r.awaiting);
+	metric_set(METRIC_OLDEST_UNACKED, (double)r.oldest / USEC_PER_SEC);
+	metric_set(METRIC_CACHE_SLOTS_USED, (double)r.cache.slots_used);
+	metric_set(METRIC_CACHE_SLOTS, (double)r.cache.slots);
+	metric_set(METRIC_CACHE_BYTES, (double)r.cache.bytes);
+	metric_set(METRIC_CACHE_BYTES_LIMIT, (double)d->settings->cache.bytes);
+	metric_set_label(METRIC_CACHE_LOOKUPS, METRIC_HIT, (double)r.cache.hits);
+	metric_set_label(METRIC_CACHE_LOOKUPS, METRIC_MISS, (double)r.cache.misses);
+	metric_set(METRIC_VMS, (double)vm_table_count(d->vms));
+	refresh_bpf(d);
+	metric_set(METRIC_CONSERVATION, (double)metrics_conservation());
+	metrics_read_process();
+}
+
+/* ---- signals ---------------------------------------------------------------------------------------- */
+
+static int on_stop_look(sd_event_source *source, uint64_t usec _unused_, void *userdata)
+{
+	struct daemon *d = userdata;
+	struct relay_figures r;
+	uint64_t now = clock_usec();
+
+	/* A report that was accepted a moment ago may not be on its way yet. */
+	relay_run(d->relay, now);
+	relay_figures(d->relay, now, &r);
+	if (now < d->stop_at && (ingest_busy(d->ingest) > 0 || r.in_flight > 0)) {
+		sd_event_source_set_time_relative(source, STOP_LOOK);
+		sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+		return 0;
+	}
+	if (ingest_busy(d->ingest) > 0)
+		log_warning("%u connections are cut: shutdown_grace is over",
+			    ingest_busy(d->ingest));
+	if (r.held > 0)
+		log_warning("%zu reports were not delivered; their VMs will send them again",
+			    r.held);
+	return sd_event_exit(d->event, 0);
+}
+
+static int on_terminate(sd_event_source *source _unused_, const struct signalfd_siginfo *si,
+			void *userdata)
+{
+	struct daemon *d = userdata;
+
+	if (d->stop_at)
+		return 0;
+	log_info("signal %u: no new connections; reports in progress are finished", si->ssi_signo);
+	sd_notify(0, "STOPPING=1");
+	d->stop_at = usec_add(clock_usec(), d->settings->shutdown_grace_usec);
+	d->vsock = listener_free(d->vsock);
+	d->hybrid = hybrid_free(d->hybrid);
+	d->vsock_retry = sd_event_source_disable_unref(d->vsock_retry);
+	ingest_stop(d->ingest);
+	return sd_event_add_time_relative(d->event, NULL, CLOCK_BOOTTIME, 0, 0, on_stop_look, d);
+}
+
+static void log_change(const char *key, bool needs_restart, const char *old_value,
+		       const char *new_value, void *arg _unused_)
+{
+	if (needs_restart)
+		log_error("reload: %s needs a restart (%s -> %s)", key, old_value, new_value);
+	else
+		log_info("reload: %s: %s -> %s", key, old_value, new_value);
+}
+
+static int apply(struct daemon *d, const struct settings *s)
+{
+	struct admission_settings a = admission_of(s);
+	struct ingest_settings i = ingest_of(s);
+	struct relay_settings r = relay_of(s);
+	int result;
+
+	result = admission_set(d->admission, &a);
+	if (result == 0)
+		result = relay_set(d->relay, &r, clock_usec());
+	if (result < 0)
+		return result;
+	ingest_set(d->ingest, &i);
+	vm_table_set_rates(d->vms, grants_of(s), reports_of(s));
+	log_set_level(s->log_level);
+	return 0;
+}
+
+static void reload(struct daemon *d)
+{
+	_cleanup_(settings_freep)
+	struct settings *s = NULL;
+	struct settings_errors errors = { 0 };
+	int r;
+
+	r = settings_load(d->args.argc, d->args.argv, d->args.envp, &s, &errors);
+	for (size_t i = 0; i < errors.n; i++)
+		log_write(errors.message[i].warning ? LOG_WARNING : LOG_ERR, "reload: %s",
+			  errors.message[i].text);
+	settings_errors_done(&errors);
+	if (r == 0)
+		r = settings_reload_diff(d->settings, s, log_change, NULL);
+	if (r == 0)
+		r = apply(d, s);
+	if (r != 0) {
+		log_error("reload refused, the settings stay as they were");
+		return;
+	}
+	if (d->settings != d->started)
+		settings_free(d->settings);
+	d->settings = TAKE_PTR(s);
+	log_info("reloaded");
+}
+
+static int on_reload(sd_event_source *source _unused_, const struct signalfd_siginfo *si _unused_,
+		     void *userdata)
+{
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)clock_usec());
+	reload(userdata);
+	sd_notify(0, "READY=1");
+	return 0;
+}
+
+static int add_signals(struct daemon *d)
+{
+	static const struct {
+		int signo;
+		sd_event_signal_handler_t handler;
+	} signals[] = {
+		{ SIGTERM, on_terminate },
+		{ SIGINT, on_terminate },
+		{ SIGHUP, on_reload },
+	};
+	sigset_t set;
+	int r = 0;
+
+	sigemptyset(&set);
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+		sigaddset(&set, signals[i].signo);
+	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+		return -errno;
+	signal(SIGPIPE, SIG_IGN);
+	for (size_t i = 0; r >= 0 && i < ARRAY_SIZE(signals); i++)
+		r = sd_event_add_signal(d->event, NULL, signals[i].signo, signals[i].handler, d);
+	return r;
+}
+
+/* ---- start ------------------------------------------------------------------------------------------ */
+
+static int listen_vsock(struct daemon *d, int fd)
+{
+	int r = listener_new(d->event, d->ingest, fd, true, d->settings->ns, 0, NULL, &d->vsock);
+
+	if (r < 0) {
+		close(fd);
+		return log_error_errno(r, "vsock listener");
+	}
+	log_info("listening on vsock port %u", d->settings->listen.port);
+	return 0;
+}
+
+static int explain_bind(const struct settings *s, int r)
+{
+	if (r == -EADDRINUSE)
+		return log_error_errno(r,
+				       "vsock port %u; another program listens there, stop it or "
+				       "set listen.port",
+				       s->listen.port);
+	if (r == -EACCES)
+		return log_error_errno(r,
+				       "vsock port %u; ports below 1024 need CAP_NET_BIND_SERVICE",
+				       s->listen.port);
+	return log_error_errno(r, "vsock port %u", s->listen.port);
+}
+
+static int drop_privileges(struct daemon *d);
+
+static int on_vsock_retry(sd_event_source *source, uint64_t usec _unused_, void *userdata)
+{
+	struct daemon *d = userdata;
+	int fd, r;
+
+	r = listener_vsock_open(d->settings->listen.port, d->settings->listen.backlog, &fd);
+	if (r == -EAFNOSUPPORT) {
+		d->vsock_retry_after = MIN(2 * d->vsock_retry_after, VSOCK_RETRY_MAX);
+		sd_event_source_set_time_relative(source, d->vsock_retry_after);
+		sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+		return 0;
+	}
+	if (r == 0)
+		r = listen_vsock(d, fd);
+	else
+		explain_bind(d->settings, r);
+	if (r == 0)
+		r = drop_privileges(d);
+	d->vsock_retry = sd_event_source_disable_unref(source);
+	if (r < 0) {
+		d->result = r;
+		return sd_event_exit(d->event, r);
+	}
+	notify_status(d);
+	return 0;
+}
+
+/* Opens the vsock listener. A kernel without AF_VSOCK may get it when a module is loaded: that is
+ * waited for, but only as long as we still have the privileges to bind. */
+static int start_vsock(struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	int fd, r;
+
+	if (!s->listen.vsock)
+		return 0;
+	r = listener_vsock_open(s->listen.port, s->listen.backlog, &fd);
+	if (r == 0)
+		return listen_vsock(d, fd);
+	if (r != -EAFNOSUPPORT)
+		return explain_bind(s, r);
+	if (s->hybrid.n_sockets > 0) {
+		log_warning("this kernel has no AF_VSOCK: only hybrid sockets are served; load the "
+			    "vsock module and restart for the rest");
+		return 0;
+	}
+	log_warning("this kernel has no AF_VSOCK: load the vsock module; will be tried again");
+	d->vsock_retry_after = VSOCK_RETRY_FIRST;
+	r = sd_event_add_time_relative(d->event, &d->vsock_retry, CLOCK_BOOTTIME,
+				       d->vsock_retry_after, 0, on_vsock_retry, d);
+	return r < 0 ? log_error_errno(r, "timer") : 0;
+}
+
+static int take_lock(const char *directory, int *ret_fd)
+{
+	pid_t holder = 0;
+	int r;
+
+	r = lock_acquire(directory, ret_fd, &holder);
+	if (r == -EWOULDBLOCK)
+		return log_error_errno(r, "%s is in use by another vsock-relayd, process %d",
+				       directory, (int)holder);
+	return r < 0 ? log_error_errno(r, "cannot lock %s", directory) : 0;
+}
+
+static int start_upstream(struct daemon *d)
+{
+	const char *dir = d->settings->upstream.file_directory;
+	int fd, r;
+
+	r = disk_new(DISK_QUEUE, &d->disk);
+	if (r < 0)
+		return log_error_errno(r, "disk worker");
+	r = sd_event_add_io(d->event, &d->disk_source, disk_fd(d->disk), EPOLLIN, on_disk, d);
+	if (r < 0)
+		return log_error_errno(r, "disk worker");
+	if (mkdir(dir, 0750) < 0 && errno != EEXIST)
+		return log_error_errno(errno, "upstream.file.directory %s", dir);
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return log_error_errno(errno, "upstream.file.directory %s", dir);
+	r = upstream_file_new(d->disk, fd, &d->upstream);
+	if (r < 0) {
+		close(fd);
+		return log_error_errno(r, "upstream");
+	}
+	return 0;
+}
+
+/* As far as bpf and the kernel allow: the verdict; else maps for people; else nothing. */
+static int start_bpf(struct daemon *d, uint64_t seed)
+{
+	const struct settings *s = d->settings;
+	struct ingest_bpf_settings b = {
+		.seed = seed,
+		.report_limit = s->report.max_bytes,
+		.slots = s->admission.places,
+		.vms = VM_TABLE_MAX,
+		.blocks = (uint32_t)(s->cache.bytes / VSR_BLOCK_SIZE),
+		.pool_limit = admission_reserve(d->admission),
+		.pin_dir = s->pin_directory,
+		.pin_uid = (uid_t)-1,
+		.pin_gid = (gid_t)-1,
+		.maps_only = s->bpf == SETTINGS_BPF_OFF || !s->listen.vsock,
+	};
+	int r;
+
+	/* Not every system has a BPF file system there; then nothing is shared either. */
+	if (access(s->pin_directory, F_OK) == 0) {
+		r = take_lock(s->pin_directory, &d->pin_lock);
+		if (r == -EWOULDBLOCK)
+			return r;
+	}
+	r = ingest_bpf_new(&b, &d->bpf);
+	if (r == 0 || b.maps_only)
+		return 0;
+	if (s->bpf == SETTINGS_BPF_REQUIRED)
+		return log_error_errno(r, "bpf: required, but %s", ingest_bpf_why());
+	log_warning("vsock reports are checked in user space: %s", ingest_bpf_why());
+	b.maps_only = true;
+	if (ingest_bpf_new(&b, &d->bpf) < 0)
+		log_info("no maps to inspect either: %s", ingest_bpf_why());
+	return 0;
+}
+
+static double random_fraction(void *userdata _unused_)
+{
+	uint32_t v;
+
+	return getrandom(&v, sizeof(v), 0) == sizeof(v) ? v / 4294967296.0 : 0.5;
+}
+
+static int start_core(struct daemon *d)
+{
+	struct admission_settings a = admission_of(d->settings);
+	struct relay_settings rs = relay_of(d->settings);
+	int r;
+
+	r = vm_table_new(VM_TABLE_MAX, grants_of(d->settings), reports_of(d->settings), &d->vms);
+	if (r == 0)
+		r = admission_new(d->vms, &a, &d->admission);
+	if (r == 0)
+		r = relay_new(&rs, d->vms, d->upstream, random_fraction, NULL, &d->relay);
+	return r < 0 ? log_error_errno(r, "cannot start") : 0;
+}
+
+static int start_ingest(struct daemon *d, uint64_t seed)
+{
+	struct ingest_settings s = ingest_of(d->settings);
+	struct ingest_parts parts = {
+		.event = d->event,
+		.vms = d->vms,
+		.admission = d->admission,
+		.relay = d->relay,
+		.bpf = d->bpf,
+		.seed = seed,
+		.places = d->settings->admission.places,
+	};
+	int r;
+
+	if (d->bpf)
+		relay_observe(d->relay, on_vm_changed, d);
+	r = ingest_new(&s, &parts, &d->ingest);
+	return r < 0 ? log_error_errno(r, "ingest") : 0;
+}
+
+static int add_sources(struct daemon *d)
+{
+	int r;
+
+	r = sd_event_default(&d->event);
+	if (r >= 0)
+		r = add_signals(d);
+	if (r >= 0)
+		r = sd_event_set_watchdog(d->event, true);
+	if (r >= 0)
+		r = sd_event_add_time(d->event, &d->timer, CLOCK_BOOTTIME, USEC_INFINITY, 0,
+				      on_timer, d);
+	return r < 0 ? log_error_errno(r, "event loop") : 0;
+}
+
+static int drop_privileges(struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	struct privilege_identity id;
+	int r;
+
+	if (*s->user) {
+		r = privilege_resolve(s->user, s->group, &id);
+		if (r == 0 && *s->hybrid.group)
+			r = privilege_add_group(&id, s->hybrid.group);
+		if (r < 0)
+			return log_error_errno(r, "user %s, group %s", s->user, s->group);
+	}
+	r = privilege_drop(*s->user ? &id : NULL);
+	return r < 0 ? log_error_errno(r, "cannot drop privileges") : 0;
+}
+
+static int start_admin(struct daemon *d)
+{
+	struct admin_settings s = {
+		.metrics =
+			d->settings->metrics.listen.enabled ? &d->settings->metrics.listen : NULL,
+		.socket = d->settings->admin_socket,
+		.refresh = refresh_metrics,
+		.userdata = d,
+	};
+	int r;
+
+	metrics_set_prefix(d->settings->metrics.prefix);
+	r = admin_new(d->event, &s, &d->admin);
+	return r < 0 ? log_error_errno(r, "metrics.listen or admin_socket") : 0;
+}
+
+int daemon_new(const struct daemon_args *args, struct settings *settings, struct daemon **ret)
+{
+	_cleanup_(daemon_freep)
+	struct daemon *d = NULL;
+	uint64_t seed;
+	int r;
+
+	d = calloc(1, sizeof(*d));
+	if (!d) {
+		settings_free(settings);
+		return log_error_errno(-ENOMEM, "cannot start");
+	}
+	d->args = *args;
+	d->settings = d->started = settings;
+	d->run_lock = d->pin_lock = -1;
+	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
+		return log_error_errno(errno, "no random numbers");
+	/* Who needs privileges comes first. */
+	if ((r = add_sources(d)) < 0 ||
+	    (r = take_lock(settings->run_directory, &d->run_lock)) < 0 ||
+	    (r = start_upstream(d)) < 0 || (r = start_core(d)) < 0 ||
+	    (r = start_bpf(d, seed)) < 0 || (r = start_ingest(d, seed)) < 0 ||
+	    (r = start_vsock(d)) < 0)
+		return r;
+	if (settings->hybrid.n_sockets > 0) {
+		r = hybrid_new(d->event, d->ingest, settings, &d->hybrid);
+		if (r < 0)
+			return r;
+	}
+	r = start_admin(d);
+	if (r == 0 && !d->vsock_retry)
+		r = drop_privileges(d);
+	if (r < 0)
+		return r;
+	r = sd_event_add_post(d->event, &d->post, on_post, d);
+	if (r < 0)
+		return log_error_errno(r, "event loop");
+	*ret = TAKE_PTR(d);
+	return 0;
+}
+
+int daemon_run(struct daemon *d)
+{
+	int r;
+
+	turn(d);
+	log_info("vsock-relayd %s is ready: %s, upstream %s", VSR_VERSION,
+		 ingest_bpf_active(d->ingest) ? "BPF looks at vsock streams"
+					      : "streams are checked in user space",
+		 d->upstream->ops->name);
+	notify_status(d);
+	sd_notify(0, "READY=1");
+	r = sd_event_loop(d->event);
+	if (r < 0 && d->result == 0)
+		log_error_errno(r, "event loop");
+	return r;
+}
+
+struct daemon *daemon_free(struct daemon *d)
+{
+	if (!d)
+		return NULL;
+	d->post = sd_event_source_disable_unref(d->post);
+	d->admin = admin_free(d->admin);
+	d->hybrid = hybrid_free(d->hybrid);
+	d->vsock = listener_free(d->vsock);
+	d->ingest = ingest_free(d->ingest);
+	d->disk_source = sd_event_source_disable_unref(d->disk_source);
+	/* Sends under way are finished: their done() needs relay and upstream. */
+	d->disk = disk_free(d->disk, DISK_DEADLINE);
+	d->relay = relay_free(d->relay);
+	if (d->upstream)
+		d->upstream = d->upstream->ops->free(d->upstream);
+	d->admission = admission_free(d->admission);
+	d->vms = vm_table_free(d->vms);
+	d->bpf = ingest_bpf_free(d->bpf);
+	d->vsock_retry = sd_event_source_disable_unref(d->vsock_retry);
+	d->timer = sd_event_source_disable_unref(d->timer);
+	d->pin_lock = safe_close(d->pin_lock);
+	d->run_lock = safe_close(d->run_lock);
+	d->event = sd_event_unref(d->event);
+	if (d->settings != d->started)
+		settings_free(d->settings);
+	settings_free(d->started);
+	free(d);
+	return NULL;
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * vsock-relayd: gets reports out of virtual machines, reliably. main() alone; see daemon.c for
+ * what it is made of, and README.md for a tour.
+ */
+#include <sysexits.h>
+
+#include "daemon.h"
+#include "log.h"
+
+extern char **environ;
+
+static void print_messages(const struct settings_errors *errors)
+{
+	for (size_t i = 0; i < errors->n; i++)
+		log_write(errors->message[i].warning ? LOG_WARNING : LOG_ERR, "%s",
+			  errors->message[i].text);
+	if (errors->n_left_off > 0)
+		log_error("and %zu more", errors->n_left_off);
+}
+
+/* What needs no daemon. Returns an exit status, or -1: go on. */
+static int do_action(const struct settings *settings)
+{
+	switch (settings->action) {
+	case SETTINGS_HELP:
+		settings_help(stdout);
+		return EX_OK;
+	case SETTINGS_VERSION:
+		printf("vsock-relayd %s\n", VSR_VERSION);
+		return EX_OK;
+	case SETTINGS_CHECK:
+		printf("%s: the settings are good\n",
+		       *settings->file ? settings->file : "defaults");
+		return EX_OK;
+	case SETTINGS_RUN:
+		break;
+	}
+	return -1;
+}
+
+int main(int argc, char *argv[])
+{
+	const struct daemon_args args = { .argc = argc, .argv = argv, .envp = environ };
+	_cleanup_(settings_freep)
+	struct settings *settings = NULL;
+	_cleanup_(daemon_freep)
+	struct daemon *d = NULL;
+	struct settings_errors errors = { 0 };
+	int r, status;
+
+	r = settings_load(argc, argv, environ, &settings, &errors);
+	print_messages(&errors);
+	settings_errors_done(&errors);
+	if (r < 0)
+		return r == -EINVAL ? EX_CONFIG : EX_OSERR;
+	status = do_action(settings);
+	if (status >= 0)
+		return status;
+
+	log_set_level(settings->log_level);
+	r = daemon_new(&args, TAKE_PTR(settings), &d);
+	if (r == 0)
+		r = daemon_run(d);
+	if (r < 0)
+		return r == -EWOULDBLOCK ? EX_TEMPFAIL : EXIT_FAILURE;
+	return EX_OK;
+}
