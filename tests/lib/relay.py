@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vsock-relayd under test: one process in a directory of its own."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.request
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.environ.get("VSR_BUILD", os.path.join(TOP, "build"))
+_SERIES = re.compile(r'^(\w+)(?:\{(.*)\})? (\S+)$')
+
+# Counters that must stay 0 whatever a guest does.
+MUST_STAY_ZERO = ("digest_mismatch_bpf_total", "bpf_errors_total", "conservation_difference")
+
+
+class Metrics(dict):
+    """Values by name and label, as in m["reports_refused_total", "malformed"]; a metric without
+    labels by its name, one with labels also by its name: then the sum. Without the prefix."""
+
+    def __missing__(self, key):
+        raise KeyError(f"no such metric: {key}")
+
+
+def parse_metrics(text, prefix="vsock_relay_"):
+    metrics = Metrics()
+    for line in text.splitlines():
+        match = _SERIES.match(line)
+        if not match:
+            continue
+        name, labels, value = match.groups()
+        name = name.removeprefix(prefix)
+        values = re.findall(r'"((?:[^"\\]|\\.)*)"', labels or "")
+        if values:
+            metrics[(name, *values)] = float(value)
+            metrics[name] = metrics.get(name, 0) + float(value)
+        else:
+            metrics[name] = float(value)
+    return metrics
+
+
+def wait_for(condition, seconds=10, what="condition"):
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} not within {seconds} s")
+        time.sleep(0.02)
+
+
+class Relay:
+    """settings: keys as in the configuration file, nested dicts. hybrid: {name: cid} makes hybrid
+    sockets in the directory; path(name) is where a VMM connects."""
+
+    _port = 20000 + os.getpid() % 20000
+
+    def __init__(self, settings=None, hybrid=None, binary=None, start=True, wrap=(), env=None):
+        self.dir = tempfile.mkdtemp(prefix="vsr-", dir=os.environ.get("VSR_TMP"))
+        self.binary = binary or os.path.join(BUILD, "vsock-relayd")
+        self.wrap = list(wrap)
+        self.env = dict(os.environ, **(env or {}))
+        Relay._port += 1
+        self.port = Relay._port
+        self.stored_dir = os.path.join(self.dir, "reports")
+        os.mkdir(self.stored_dir)
+        self.log_path = os.path.join(self.dir, "log")
+        self.process = None
+        self.config = {
+            "listen": {"vsock": not hybrid},
+            "pin_directory": os.environ.get("VSR_PIN", "/sys/fs/bpf/vsock_relay"),
+            "run_directory": os.path.join(self.dir, "run"),
+            "upstream": {"kind": "file", "file": {"directory": self.stored_dir}},
+            "metrics": {"listen": f"127.0.0.1:{self.port}"},
+            "admin_socket": os.path.join(self.dir, "admin.sock"),
+        }
+        if hybrid:
+            self.config["hybrid"] = {
+                "sockets": [
+                    {"path": os.path.join(self.dir, name), "cid": cid}
+                    for name, cid in hybrid.items()
+                ]
+            }
+        merge(self.config, settings or {})
+        self.write_config()
+        if start:
+            self.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, trace):
+        if value is not None and not getattr(value, "detail", None):
+            try:
+                value.detail = "log of the relay:\n" + self.log()[-4000:]
+            except AttributeError:
+                pass
+        self.kill()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    # ---- the process ----
+
+    def write_config(self):
+        # JSON is YAML.
+        self.config_path = os.path.join(self.dir, "relay.yaml")
+        with open(self.config_path, "w", encoding="utf-8") as f:
+            json.dump(self.config, f, indent=1)
+
+    def start(self, wait=True, seconds=60):
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                [*self.wrap, self.binary, "--config", self.config_path],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.env,
+            )
+        if wait:
+            wait_for(self._ready, seconds, "relay is ready")
+
+    def _ready(self):
+        status = self.process.poll()
+        if status is not None:
+            raise RuntimeError(f"relay ended with status {status}: {self.log()}")
+        try:
+            return self.metrics()
+        except OSError:
+            return None
+
+    def signal(self, signo):
+        self.process.send_signal(signo)
+
+    def reload(self):
+        """SIGHUP, and what the log says of it."""
+        before = len(self.log())
+        self.signal(signal.SIGHUP)
+        wait_for(lambda: re.search("reload(ed|.* refused)", self.log()[before:]), 10, "reload")
+        return self.log()[before:]
+
+    def stop(self, seconds=30):
+        """SIGTERM; returns the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def kill(self):
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def log(self):
+        with open(self.log_path, encoding="utf-8", errors="replace") as f:
+            return f.read()
+
+    def rss(self):
+        """Resident memory, bytes."""
+        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmRSS"))
+
+    # ---- what it did ----
+
+    def path(self, name):
+        return os.path.join(self.dir, name) + f"_{self.config['listen'].get('port', 818)}"
+
+    def metrics_text(self):
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        with urllib.request.urlopen(url, timeout=30) as response:
+            return response.read().decode()
+
+    def metrics(self):
+        return parse_metrics(self.metrics_text())
+
+    def metric(self, *key):
+        return self.metrics()[key if len(key) > 1 else key[0]]
+
+    def wait_metric(self, *key, value=None, at_least=None, seconds=20):
+        def reached():
+            now = self.metric(*key)
+            return now >= at_least if value is None else now == value
+
+        wait_for(reached, seconds, f"{key} {value if at_least is None else at_least}")
+
+    def stored(self, cid, ns=0):
+        """The bytes of the VM's newest report upstream, None if there is none."""
+        try:
+            with open(os.path.join(self.stored_dir, f"{ns}-{cid}.pb"), "rb") as f:
+                return f.read()
+        except FileNotFoundError:
+            return None
+
+    def wait_stored(self, cid, payload, seconds=20):
+        wait_for(lambda: self.stored(cid) == payload, seconds, f"report of {cid} stored")
+
+    def refused(self, metrics=None):
+        """Refusals by reason, without zeros."""
+        metrics = metrics or self.metrics()
+        return {
+            key[1]: int(value)
+            for key, value in metrics.items()
+            if isinstance(key, tuple) and key[0] == "reports_refused_total" and value
+        }
+
+    def check(self):
+        """What holds at the end of every test: nothing got lost uncounted, and the counters that
+        must stay 0 did."""
+        assert self.process.poll() is None, f"relay died: {self.log()}"
+        metrics = self.metrics()
+        for name in MUST_STAY_ZERO:
+            assert metrics[name] == 0, f"{name} is {metrics[name]}"
+        return metrics
+
+
+def merge(into, other):
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
