@@ -269,6 +269,17 @@ static void test_the_references_environment_names_are_honoured(void **state)
 	}
 }
 
+static void test_a_bad_value_names_the_variable_that_it_came_from(void **state)
+{
+	struct load l = {};
+
+	(void)state;
+	env(&l, "ROX_VIRTUAL_MACHINES_VSOCK_PORT=:818");
+	parse(&l, NULL);
+	assert_error(&l, "environment ROX_VIRTUAL_MACHINES_VSOCK_PORT: listen.port: ':818'; ");
+	done(&l);
+}
+
 static void test_our_own_variable_wins_over_the_references(void **state)
 {
 	struct load l = {};
@@ -464,6 +475,35 @@ static void test_errors_are_collected_up_to_a_bound(void **state)
 	assert_int_equal(l.errors.n, SETTINGS_MESSAGES_MAX);
 	assert_true(l.errors.n_left_off >= 1);
 	assert_int_equal(l.errors.n_errors, l.errors.n + l.errors.n_left_off);
+	done(&l);
+}
+
+static void test_messages_are_printed_a_line_each(void **state)
+{
+	_cleanup_free_ char *text = NULL;
+	struct load l = {};
+	size_t size;
+	FILE *out;
+
+	(void)state;
+	env(&l, "VSOCK_RELAY_X=1");
+	parse(&l, "bpf: x\nuser:\n");
+	out = open_memstream(&text, &size);
+	assert_non_null(out);
+	settings_errors_print(&l.errors, out);
+	l.errors.n_left_off = 1;
+	settings_errors_print(&l.errors, out);
+	fclose(out);
+	assert_string_equal(text,
+			    "relayd.yaml:1:6: bpf: 'x'; expected auto, required or off\n"
+			    "relayd.yaml:2:6: user: no value (leave the key out for its default); "
+			    "expected a name or number of at most 32 characters, or nothing\n"
+			    "warning: environment 'VSOCK_RELAY_X': no such setting, ignored\n"
+			    "relayd.yaml:1:6: bpf: 'x'; expected auto, required or off\n"
+			    "relayd.yaml:2:6: user: no value (leave the key out for its default); "
+			    "expected a name or number of at most 32 characters, or nothing\n"
+			    "warning: environment 'VSOCK_RELAY_X': no such setting, ignored\n"
+			    "and more; 3 are shown\n");
 	done(&l);
 }
 
@@ -1254,6 +1294,7 @@ int main(void)
 		cmocka_unit_test(test_every_key_is_set_by_file_environment_and_flag),
 		cmocka_unit_test(test_every_default_is_read_back_from_its_text),
 		cmocka_unit_test(test_the_references_environment_names_are_honoured),
+		cmocka_unit_test(test_a_bad_value_names_the_variable_that_it_came_from),
 		cmocka_unit_test(test_our_own_variable_wins_over_the_references),
 		cmocka_unit_test(test_an_empty_variable_is_not_set),
 		cmocka_unit_test(
@@ -1268,6 +1309,7 @@ int main(void)
 		cmocka_unit_test(test_depth_and_number_of_values_are_bounded),
 		cmocka_unit_test(test_a_zero_byte_ends_no_value),
 		cmocka_unit_test(test_errors_are_collected_up_to_a_bound),
+		cmocka_unit_test(test_messages_are_printed_a_line_each),
 		cmocka_unit_test(test_text_from_outside_is_shown_short_and_printable),
 		cmocka_unit_test(test_sizes_have_units_and_bounds),
 		cmocka_unit_test(test_numbers_are_plain_decimals_within_bounds),
