@@ -440,6 +440,90 @@ static void test_failed_first_send_is_retried(void **state)
 	world_close(&w);
 }
 
+static void test_send_that_the_upstream_did_not_take_is_deferred_and_moves_no_due_time(void **state)
+{
+	struct world w;
+	struct vm *vm;
+
+	(void)state;
+	world_open(&w, base(10 * SEC));
+	vm = vm_of(&w, 100);
+	tracker_settle(w.t, vm, deliver(&w, vm, 1, T0));
+	tracker_defer(w.t, vm, T0 + SEC);
+	assert_retries(&w, 10 * SEC, 1 * SEC, 10 * SEC);
+	world_close(&w);
+}
+
+#ifndef __SANITIZE_ADDRESS__ /* which has its own allocator */
+static unsigned fail_in;     /* that allocation fails, counted from 1; 0: none */
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *p, size_t size);
+void *__libc_malloc(size_t size);
+void __libc_free(void *p);
+
+static bool fail_now(void)
+{
+	return fail_in > 0 && --fail_in == 0;
+}
+
+void *calloc(size_t n, size_t size)
+{
+	return fail_now() ? NULL : __libc_calloc(n, size);
+}
+
+void *realloc(void *p, size_t size)
+{
+	return fail_now() ? NULL : __libc_realloc(p, size);
+}
+
+/* These as well, or valgrind would replace them alone. */
+void *malloc(size_t size)
+{
+	return fail_now() ? NULL : __libc_malloc(size);
+}
+
+void free(void *p)
+{
+	__libc_free(p);
+}
+
+static void test_want_without_memory_changes_nothing(void **state)
+{
+	unsigned failures = 0;
+	struct world w;
+	struct vm *vm;
+
+	(void)state;
+	world_open(&w, base(SEC));
+	vm = vm_of(&w, 100);
+	for (unsigned nth = 1;; nth++) {
+		int r;
+
+		fail_in = nth;
+		r = tracker_want(w.t, vm, 1, T0);
+		if (fail_in > 0) {
+			fail_in = 0;
+			assert_int_equal(r, 0);
+			break;
+		}
+		assert_int_equal(r, -ENOMEM);
+		assert_null(vm->acks);
+		assert_nothing_left(&w);
+		failures++;
+	}
+	assert_true(failures > 0);
+	/* Whatever comes after the first want needs no more memory. */
+	for (uint64_t gen = 2; gen < 6; gen++) {
+		fail_in = 1;
+		deliver(&w, vm, gen, T0);
+		tracker_defer(w.t, vm, T0 + gen);
+		assert_int_equal(fail_in, 1);
+	}
+	fail_in = 0;
+	world_close(&w);
+}
+#endif
+
 /* ---- ACKs act on one generation --------------------------------------------------------------- */
 
 static void test_late_ack_of_older_content_does_not_end_newer_content_already_sent(void **state)
@@ -893,11 +977,9 @@ static void hour_send(struct hour *h, uint32_t i)
 		assert_int_equal(r, -EAGAIN);
 		assert_int_equal(until, m->sends[0].at + 10 * MIN1);
 		tracker_defer(h->w.t, h->vms[i], until);
-		m->full = true;
-		if (m->wanted) {
-			m->handed = false;
-			m->try_at = until;
-		}
+		m->full = m->wanted = true;
+		m->handed = false;
+		m->try_at = until;
 		h->waited++;
 		return;
 	}
@@ -1071,11 +1153,14 @@ static void test_random_hour_of_500_vms_equals_a_naive_model(void **state)
 {
 	const char *given = getenv("VSR_SEED");
 	uint64_t seed = given ? strtoull(given, NULL, 10) : (uint64_t)time(NULL);
+	const char *many = getenv("VSR_SEEDS");
+	uint64_t n = many ? strtoull(many, NULL, 10) : given ? 1 : 50;
 	static struct hour h;
 
 	(void)state;
-	for (uint64_t i = 0; i < (given ? 1 : 20); i++, seed++) {
-		print_message("VSR_SEED=%llu\n", (unsigned long long)seed);
+	print_message("VSR_SEED=%llu and the %llu after it\n", (unsigned long long)seed,
+		      (unsigned long long)n - 1);
+	for (uint64_t i = 0; i < n; i++, seed++) {
 		rng = seed * 0x9E3779B97F4A7C15ULL + 1;
 		hour_run(&h);
 		assert_true(h.sent > 1000 && h.acked > 100 && h.stale > 10 && h.unmatched > 10);
@@ -1106,6 +1191,11 @@ int main(void)
 		cmocka_unit_test(test_bad_settings_are_refused),
 		cmocka_unit_test(test_retries_end_with_the_content),
 		cmocka_unit_test(test_failed_first_send_is_retried),
+		cmocka_unit_test(
+			test_send_that_the_upstream_did_not_take_is_deferred_and_moves_no_due_time),
+#ifndef __SANITIZE_ADDRESS__
+		cmocka_unit_test(test_want_without_memory_changes_nothing),
+#endif
 		cmocka_unit_test(
 			test_late_ack_of_older_content_does_not_end_newer_content_already_sent),
 		cmocka_unit_test(test_content_that_was_never_sent_is_not_ended_by_an_ack),

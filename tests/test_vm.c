@@ -161,8 +161,11 @@ static void test_table_holds_16384_records_of_less_than_512_bytes(void **state)
 #ifndef __SANITIZE_ADDRESS__ /* whose allocator mallinfo2() does not know */
 	each = (after.uordblks + after.hblkhd - before.uordblks - before.hblkhd) / VM_TABLE_MAX;
 	print_message("%zu bytes a record\n", each);
-	assert_true(each >= sizeof(struct vm));
-	assert_true(each < 512);
+	/* Nor does it know valgrind's. */
+	if (after.uordblks > 0) {
+		assert_true(each >= sizeof(struct vm));
+		assert_true(each < 512);
+	}
 #else
 	(void)before;
 	(void)after;

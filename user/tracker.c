@@ -315,8 +315,9 @@ void tracker_defer(struct tracker *t, struct vm *vm, uint64_t until)
 {
 	struct tracker_vm *tv = vm->acks;
 
-	if (!tv || !tv->wanted)
+	if (!tv || !tv->held)
 		return;
+	tv->wanted = true; /* also when it was sent, and the upstream did not take it */
 	tv->handed = false;
 	tv->try_at = until;
 	changed(t, tv);

@@ -76,8 +76,9 @@ struct vm *tracker_next(struct tracker *t, uint64_t now);
 /* When to call tracker_next() again; USEC_INFINITY: never. */
 uint64_t tracker_next_event(const struct tracker *t);
 
-/* The send of this VM cannot be made before `until` (no token; 8 unsettled): tracker_next() says
- * the VM again then. */
+/* The send of this VM cannot be made before `until` (no token; 8 unsettled; the upstream did not
+ * take it after all, and the send was tracker_settle()d): tracker_next() says the VM again then.
+ * Nothing happens if the VM has no content to be delivered. */
 void tracker_defer(struct tracker *t, struct vm *vm, uint64_t until);
 
 /* The VM's content is sent now; to be called before the send, as its ACK may overtake its
