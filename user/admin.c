@@ -19,6 +19,7 @@ struct server {
 	struct MHD_Daemon *http;
 	sd_event_source *io;	/* the epoll descriptor that the HTTP daemon waits on */
 	sd_event_source *timer; /* when it wants to run without input */
+	bool full;		/* had all its connections when it ran last */
 	bool private;		/* may say what VMs there are */
 };
 
@@ -169,11 +170,25 @@ static enum MHD_Result on_request(void *userdata, struct MHD_Connection *connect
 	return r < 0 ? MHD_NO : queue(connection, &answer);
 }
 
+static bool is_full(const struct server *s)
+{
+	const union MHD_DaemonInfo *info =
+		MHD_get_daemon_info(s->http, MHD_DAEMON_INFO_CURRENT_CONNECTIONS);
+
+	return info && info->num_connections >= ADMIN_CONNECTIONS;
+}
+
 static int arm(struct server *s)
 {
 	MHD_UNSIGNED_LONG_LONG timeout_ms;
+	bool was_full = s->full;
 
-	if (MHD_get_timeout(s->http, &timeout_ms) != MHD_YES)
+	s->full = is_full(s);
+	if (was_full && !s->full)
+		/* With all connections taken libmicrohttpd stops listening, and begins again only
+		 * with the next run after one ended; nothing else would wake it up for that. */
+		timeout_ms = 0;
+	else if (MHD_get_timeout(s->http, &timeout_ms) != MHD_YES)
 		return sd_event_source_set_enabled(s->timer, SD_EVENT_OFF);
 	if (sd_event_source_set_time_relative(s->timer, timeout_ms * USEC_PER_MSEC) < 0)
 		return -EINVAL;
