@@ -458,8 +458,6 @@ static void test_send_that_the_upstream_did_not_take_is_deferred_and_moves_no_du
 static unsigned fail_in;     /* that allocation fails, counted from 1; 0: none */
 void *__libc_calloc(size_t n, size_t size);
 void *__libc_realloc(void *p, size_t size);
-void *__libc_malloc(size_t size);
-void __libc_free(void *p);
 
 static bool fail_now(void)
 {
@@ -476,15 +474,18 @@ void *realloc(void *p, size_t size)
 	return fail_now() ? NULL : __libc_realloc(p, size);
 }
 
-/* These as well, or valgrind would replace them alone. */
-void *malloc(size_t size)
+/* valgrind puts its own functions in the place of ours. */
+static bool can_fail(void)
 {
-	return fail_now() ? NULL : __libc_malloc(size);
-}
+	void *volatile p; /* or the compiler leaves both calls out */
+	bool failed;
 
-void free(void *p)
-{
-	__libc_free(p);
+	fail_in = 1;
+	p = calloc(1, 1);
+	fail_in = 0;
+	failed = !p;
+	free(p);
+	return failed;
 }
 
 static void test_want_without_memory_changes_nothing(void **state)
@@ -494,6 +495,8 @@ static void test_want_without_memory_changes_nothing(void **state)
 	struct vm *vm;
 
 	(void)state;
+	if (!can_fail())
+		skip();
 	world_open(&w, base(SEC));
 	vm = vm_of(&w, 100);
 	for (unsigned nth = 1;; nth++) {
