@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "dpkg.h"
 
-#include <stdio.h>
-#include <strings.h>
+#include "text.h"
 
 #define STATUS_MAX	(64 * MIB) /* ten times that of a desktop with 5000 packages */
 #define STATUS_FILE_MAX (1 * MIB)
@@ -15,112 +14,69 @@ static const char *const field_names[FIELD_MAX] = {
 	[FIELD_ARCH] = "Architecture", [FIELD_SOURCE] = "Source",
 };
 
-struct value {
-	const char *s;
-	size_t n;
-};
-
 struct stanza {
-	struct value fields[FIELD_MAX];
+	struct text fields[FIELD_MAX];
 	bool any;     /* it has at least one line */
 	bool damaged; /* a wanted field twice, too long or continued */
 	bool wanted;  /* the last field seen is one of fields */
 };
 
-static bool is_blank(char c)
+static void stanza_line(struct stanza *st, struct text line)
 {
-	return c == ' ' || c == '\t' || c == '\r';
-}
-
-static struct value trim(const char *s, size_t n)
-{
-	for (; n > 0 && is_blank(s[0]); n--)
-		s++;
-	while (n > 0 && is_blank(s[n - 1]))
-		n--;
-	return (struct value){ s, n };
-}
-
-static bool value_is(struct value v, const char *word)
-{
-	return v.n == strlen(word) && memcmp(v.s, word, v.n) == 0;
-}
-
-/* Cuts the first word off *v. */
-static struct value next_word(struct value *v)
-{
-	struct value word = { v->s, 0 };
-
-	while (word.n < v->n && !is_blank(v->s[word.n]))
-		word.n++;
-	*v = trim(v->s + word.n, v->n - word.n);
-	return word;
-}
-
-static void stanza_line(struct stanza *st, const char *line, size_t n)
-{
-	const char *colon;
-	struct value v;
+	struct text name, value;
 
 	st->any = true;
-	if (is_blank(line[0])) {
+	if (text_is_blank(line.s[0])) {
 		/* None of the wanted fields has more than one line. */
 		st->damaged |= st->wanted;
 		return;
 	}
 	st->wanted = false;
-	colon = memchr(line, ':', n);
-	if (!colon)
+	if (!text_split(line, ':', &name, &value))
 		return;
-	v = trim(colon + 1, line + n - (colon + 1));
 	for (enum field f = 0; f < FIELD_MAX; f++) {
-		if ((size_t)(colon - line) != strlen(field_names[f]) ||
-		    strncasecmp(line, field_names[f], colon - line) != 0)
+		if (!text_is_nocase(name, field_names[f]))
 			continue;
 		st->wanted = true;
-		if (st->fields[f].s || v.n > INVENTORY_FIELD_MAX)
+		value = text_trim(value);
+		if (st->fields[f].s || value.n > INVENTORY_FIELD_MAX)
 			st->damaged = true;
-		st->fields[f] = v;
+		st->fields[f] = value;
 	}
 }
 
-static bool is_installed(struct value status, bool optional)
+static bool is_installed(struct text status, bool optional)
 {
-	struct value state;
+	struct text state;
 
 	if (!status.s)
 		return optional;
-	next_word(&status); /* what the administrator wants */
-	next_word(&status); /* whether it needs a reinstallation */
-	state = next_word(&status);
+	text_next_word(&status); /* what the administrator wants */
+	text_next_word(&status); /* whether it needs a reinstallation */
+	state = text_next_word(&status);
 	/* Pending triggers are no reason to leave a package out: its files are there, and the
 	 * inventory would flap while apt works. */
-	return value_is(state, "installed") || value_is(state, "triggers-awaited") ||
-	       value_is(state, "triggers-pending");
+	return text_is(state, "installed") || text_is(state, "triggers-awaited") ||
+	       text_is(state, "triggers-pending");
 }
 
 /* "name (version)", or the name alone when the source has the binary's version. */
-static void split_source(struct value source, struct value *ret_name, struct value *ret_version)
+static void split_source(struct text source, struct text *ret_name, struct text *ret_version)
 {
-	struct value rest = source, name = next_word(&rest);
+	struct text rest = source, name = text_next_word(&rest);
 
 	*ret_name = name;
 	if (rest.n > 2 && rest.s[0] == '(' && rest.s[rest.n - 1] == ')')
-		*ret_version = trim(rest.s + 1, rest.n - 2);
-}
-
-static const char *text_of(struct inventory *inv, struct value v)
-{
-	return arena_text(inv->arena, v.s ? v.s : "", v.n);
+		*ret_version = text_trim((struct text){ rest.s + 1, rest.n - 2 });
 }
 
 static int add_stanza(struct inventory *inv, const struct stanza *st, const char *db,
 		      bool status_optional)
 {
-	const struct value *f = st->fields;
+	const struct text *f = st->fields;
 	/* The field is left out where the source package has the binary's name (Debian policy
 	 * 5.6.1). */
-	struct value source = f[FIELD_PACKAGE], source_version = f[FIELD_VERSION];
+	struct text source = f[FIELD_PACKAGE], source_version = f[FIELD_VERSION];
 	struct package p = { .db = db };
 
 	if (!st->any)
@@ -135,11 +91,11 @@ static int add_stanza(struct inventory *inv, const struct stanza *st, const char
 	if (f[FIELD_SOURCE].n > 0)
 		split_source(f[FIELD_SOURCE], &source, &source_version);
 
-	p.name = text_of(inv, f[FIELD_PACKAGE]);
-	p.version = text_of(inv, f[FIELD_VERSION]);
-	p.arch = text_of(inv, f[FIELD_ARCH]);
-	p.source = text_of(inv, source);
-	p.source_version = text_of(inv, source_version);
+	p.name = arena_text(inv->arena, f[FIELD_PACKAGE].s, f[FIELD_PACKAGE].n);
+	p.version = arena_text(inv->arena, f[FIELD_VERSION].s, f[FIELD_VERSION].n);
+	p.arch = arena_text(inv->arena, f[FIELD_ARCH].s, f[FIELD_ARCH].n);
+	p.source = arena_text(inv->arena, source.s, source.n);
+	p.source_version = arena_text(inv->arena, source_version.s, source_version.n);
 	if (!p.name || !p.version || !p.arch || !p.source || !p.source_version)
 		return -ENOMEM;
 	return inventory_add_package(inv, &p);
@@ -148,24 +104,21 @@ static int add_stanza(struct inventory *inv, const struct stanza *st, const char
 int dpkg_parse(struct inventory *inv, const char *text, size_t len, const char *db,
 	       bool status_optional)
 {
+	struct text rest = { text, len };
 	struct stanza st = {};
 	int r;
 
-	while (len > 0) {
-		const char *newline = memchr(text, '\n', len);
-		size_t n = newline ? (size_t)(newline - text) : len;
+	while (rest.n > 0) {
+		struct text line = text_next_line(&rest);
 
-		if (trim(text, n).n > 0) {
-			stanza_line(&st, text, n);
-		} else {
-			r = add_stanza(inv, &st, db, status_optional);
-			if (r < 0)
-				return r;
-			st = (struct stanza){};
+		if (text_trim(line).n > 0) {
+			stanza_line(&st, line);
+			continue;
 		}
-		n += newline ? 1 : 0;
-		text += n;
-		len -= n;
+		r = add_stanza(inv, &st, db, status_optional);
+		if (r < 0)
+			return r;
+		st = (struct stanza){};
 	}
 	return add_stanza(inv, &st, db, status_optional);
 }

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "osrelease.h"
 
-#include <stdio.h>
+#include "text.h"
 
-#define FILE_MAX  (64 * KIB)
-#define VALUE_MAX 1024
+#define OSRELEASE_MAX (64 * KIB)
+#define VALUE_MAX     1024
 
 void osrelease_init(struct osrelease *os)
 {
 	*os = (struct osrelease){ "", "", "", "", "", "", "" };
 }
 
-static const char **field_of(struct osrelease *os, const char *name, size_t len)
+static const char **field_of(struct osrelease *os, struct text name)
 {
 	const struct {
 		const char *name;
@@ -27,27 +27,22 @@ static const char **field_of(struct osrelease *os, const char *name, size_t len)
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
-		if (strlen(fields[i].name) == len && memcmp(fields[i].name, name, len) == 0)
+		if (text_is(name, fields[i].name))
 			return fields[i].field;
 	return NULL;
 }
 
-static bool is_blank(char c)
-{
-	return c == ' ' || c == '\t' || c == '\r' || c == '\f' || c == '\v';
-}
-
 /*
- * Undoes the shell's quoting of the n bytes at s: quoted parts may follow each other, as in
- * 'it'\''s'. Writes at most VALUE_MAX bytes to out. Returns their number, or -E2BIG.
+ * Undoes the shell's quoting: quoted parts may follow each other, as in 'it'\''s'. Writes at most
+ * VALUE_MAX bytes to out. Returns their number, or -E2BIG.
  */
-static ssize_t unquote(const char *s, size_t n, char *out)
+static ssize_t unquote(struct text t, char out[static VALUE_MAX])
 {
 	char quote = 0;
 	size_t len = 0;
 
-	for (size_t i = 0; i < n; i++) {
-		char c = s[i];
+	for (size_t i = 0; i < t.n; i++) {
+		char c = t.s[i];
 
 		if (quote == 0 && (c == '"' || c == '\'')) {
 			quote = c;
@@ -57,11 +52,11 @@ static ssize_t unquote(const char *s, size_t n, char *out)
 			quote = 0;
 			continue;
 		}
-		if (quote == 0 && is_blank(c))
+		if (quote == 0 && text_is_blank(c))
 			break; /* what follows the word is none of its value */
-		if (c == '\\' && quote != '\'' && i + 1 < n &&
-		    (quote == 0 || strchr("\"\\$`", s[i + 1])))
-			c = s[++i];
+		if (c == '\\' && quote != '\'' && i + 1 < t.n &&
+		    (quote == 0 || strchr("\"\\$`", t.s[i + 1])))
+			c = t.s[++i];
 		if (len == VALUE_MAX)
 			return -E2BIG;
 		out[len++] = c;
@@ -69,21 +64,19 @@ static ssize_t unquote(const char *s, size_t n, char *out)
 	return len;
 }
 
-static int parse_line(struct arena *arena, const char *line, size_t n, struct osrelease *os)
+static int parse_assignment(struct arena *arena, struct text line, struct osrelease *os)
 {
-	const char **field, *equals;
 	char value[VALUE_MAX], *copy;
+	struct text name, quoted;
+	const char **field;
 	ssize_t len;
 
-	for (; n > 0 && is_blank(line[0]); n--)
-		line++;
-	equals = memchr(line, '=', n);
-	if (!equals || line[0] == '#')
+	if (!text_split(line, '=', &name, &quoted))
 		return 0;
-	field = field_of(os, line, equals - line);
+	field = field_of(os, name);
 	if (!field)
 		return 0;
-	len = unquote(equals + 1, line + n - (equals + 1), value);
+	len = unquote(quoted, value);
 	if (len < 0)
 		return 0;
 	copy = arena_text(arena, value, len);
@@ -95,17 +88,13 @@ static int parse_line(struct arena *arena, const char *line, size_t n, struct os
 
 int osrelease_parse(struct arena *arena, const char *text, size_t len, struct osrelease *os)
 {
-	while (len > 0) {
-		const char *newline = memchr(text, '\n', len);
-		size_t n = newline ? (size_t)(newline - text) : len;
-		int r;
+	struct text rest = { text, len };
+	int r;
 
-		r = parse_line(arena, text, n, os);
+	while (rest.n > 0) {
+		r = parse_assignment(arena, text_trim(text_next_line(&rest)), os);
 		if (r < 0)
 			return r;
-		n += newline ? 1 : 0;
-		text += n;
-		len -= n;
 	}
 	return 0;
 }
@@ -116,9 +105,9 @@ int osrelease_read(struct arena *arena, const struct rootfs *root, struct osrele
 	size_t len;
 	int r;
 
-	r = rootfs_read(root, "etc/os-release", FILE_MAX, &text, &len);
+	r = rootfs_read(root, "etc/os-release", OSRELEASE_MAX, &text, &len);
 	if (r == -ENOENT)
-		r = rootfs_read(root, "usr/lib/os-release", FILE_MAX, &text, &len);
+		r = rootfs_read(root, "usr/lib/os-release", OSRELEASE_MAX, &text, &len);
 	if (r < 0)
 		return r;
 	return osrelease_parse(arena, text, len, os);

@@ -1,79 +1,33 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "repositories.h"
 
-#include <strings.h>
+#include "text.h"
 
 #define FILE_MAX  (1 * MIB)
 #define FILES_MAX 1024
 
-struct value {
-	const char *s;
-	size_t n;
-};
-
-static bool is_blank(char c)
+static bool is_false(struct text v)
 {
-	return c == ' ' || c == '\t' || c == '\r';
-}
-
-static struct value trim(const char *s, size_t n)
-{
-	for (; n > 0 && is_blank(s[0]); n--)
-		s++;
-	while (n > 0 && is_blank(s[n - 1]))
-		n--;
-	return (struct value){ s, n };
-}
-
-/* Cuts the first word off *v. */
-static struct value next_word(struct value *v)
-{
-	struct value word = { v->s, 0 };
-
-	while (word.n < v->n && !is_blank(v->s[word.n]))
-		word.n++;
-	*v = trim(v->s + word.n, v->n - word.n);
-	return word;
-}
-
-static bool value_is(struct value v, const char *word)
-{
-	return v.n == strlen(word) && strncasecmp(v.s, word, v.n) == 0;
-}
-
-static bool is_false(struct value v)
-{
-	return value_is(v, "0") || value_is(v, "no") || value_is(v, "false") ||
-	       value_is(v, "off") || value_is(v, "disable") || value_is(v, "without");
-}
-
-/* Cuts the first line, without its end, off the text. */
-static struct value next_line(const char **text, size_t *len)
-{
-	const char *newline = memchr(*text, '\n', *len);
-	size_t n = newline ? (size_t)(newline - *text) : *len;
-	struct value line = { *text, n };
-
-	n += newline ? 1 : 0;
-	*text += n;
-	*len -= n;
-	return line;
+	return text_is_nocase(v, "0") || text_is_nocase(v, "no") || text_is_nocase(v, "false") ||
+	       text_is_nocase(v, "off") || text_is_nocase(v, "disable") ||
+	       text_is_nocase(v, "without");
 }
 
 /* The URI without user, password and query. */
-static const char *clean_uri(struct arena *a, struct value uri)
+static const char *clean_uri(struct arena *a, struct text uri)
 {
-	const char *host = memmem(uri.s, uri.n, "://", 3), *end, *at;
-	const char *query = memchr(uri.s, '?', uri.n);
+	const char *host, *query, *end, *at;
 
+	if (uri.n == 0)
+		return "";
+	query = memchr(uri.s, '?', uri.n);
 	if (query)
 		uri.n = query - uri.s;
+	host = memmem(uri.s, uri.n, "://", 3);
 	if (!host)
 		return arena_text(a, uri.s, uri.n);
 	host += 3;
 	end = uri.s + uri.n;
-	if (host > end)
-		return "";
 	at = memchr(host, '/', end - host);
 	at = memrchr(host, '@', (at ? at : end) - host);
 	if (!at)
@@ -82,7 +36,7 @@ static const char *clean_uri(struct arena *a, struct value uri)
 			    at + 1);
 }
 
-static int add(struct inventory *inv, const char *name, struct value uri)
+static int add(struct inventory *inv, const char *name, struct text uri)
 {
 	struct repository r = { .name = name };
 	int e;
@@ -97,11 +51,11 @@ static int add(struct inventory *inv, const char *name, struct value uri)
 }
 
 /* One repository for each component, as apt fetches them; a suite with a path has none. */
-static int add_apt(struct inventory *inv, struct value uri, struct value suite,
-		   struct value components)
+static int add_apt(struct inventory *inv, struct text uri, struct text suite,
+		   struct text components)
 {
 	do {
-		struct value component = next_word(&components);
+		struct text component = text_next_word(&components);
 		const char *name;
 		int r;
 
@@ -116,54 +70,54 @@ static int add_apt(struct inventory *inv, struct value uri, struct value suite,
 	return 0;
 }
 
+static int parse_list_line(struct inventory *inv, struct text line)
+{
+	struct text options, uri, suite, comment;
+
+	text_split(line, '#', &line, &comment);
+	line = text_trim(line);
+	if (!text_is(text_next_word(&line), "deb"))
+		return 0;
+	if (line.n > 0 && line.s[0] == '[') {
+		if (!text_split(line, ']', &options, &line))
+			return 0;
+		line = text_trim(line);
+	}
+	uri = text_next_word(&line);
+	suite = text_next_word(&line);
+	return uri.n > 0 && suite.n > 0 ? add_apt(inv, uri, suite, line) : 0;
+}
+
 int repositories_parse_list(struct inventory *inv, const char *text, size_t len)
 {
-	while (len > 0) {
-		struct value line = next_line(&text, &len), uri, suite;
-		const char *comment = memchr(line.s, '#', line.n);
-		int r;
+	struct text rest = { text, len };
+	int r = 0;
 
-		line = trim(line.s, comment ? (size_t)(comment - line.s) : line.n);
-		if (!value_is(next_word(&line), "deb"))
-			continue;
-		if (line.n > 0 && line.s[0] == '[') {
-			const char *end = memchr(line.s, ']', line.n);
-
-			if (!end)
-				continue;
-			line = trim(end + 1, line.s + line.n - (end + 1));
-		}
-		uri = next_word(&line);
-		suite = next_word(&line);
-		if (uri.n == 0 || suite.n == 0)
-			continue;
-		r = add_apt(inv, uri, suite, line);
-		if (r < 0)
-			return r;
-	}
-	return 0;
+	while (rest.n > 0 && r >= 0)
+		r = parse_list_line(inv, text_next_line(&rest));
+	return r;
 }
 
 struct apt_stanza {
-	struct value types, uris, suites, components;
+	struct text types, uris, suites, components;
 	bool disabled;
 };
 
 static int add_apt_stanza(struct inventory *inv, const struct apt_stanza *st)
 {
-	struct value types = st->types, uris, suites;
+	struct text types = st->types, uris, suites;
 	bool binary = false;
 	int r;
 
 	while (types.n > 0)
-		binary |= value_is(next_word(&types), "deb");
+		binary |= text_is_nocase(text_next_word(&types), "deb");
 	if (!binary || st->disabled)
 		return 0;
 	for (uris = st->uris; uris.n > 0;) {
-		struct value uri = next_word(&uris);
+		struct text uri = text_next_word(&uris);
 
 		for (suites = st->suites; suites.n > 0;) {
-			r = add_apt(inv, uri, next_word(&suites), st->components);
+			r = add_apt(inv, uri, text_next_word(&suites), st->components);
 			if (r < 0)
 				return r;
 		}
@@ -173,92 +127,101 @@ static int add_apt_stanza(struct inventory *inv, const struct apt_stanza *st)
 	return 0;
 }
 
-/* deb822. Of fields that go on over more lines (keys, lists of URIs) the first line counts. */
+/* Of fields that go on over more lines (keys, lists of URIs) the first line counts. */
+static void apt_stanza_line(struct apt_stanza *st, struct text line)
+{
+	struct text name, value;
+
+	if (line.s[0] == '#' || text_is_blank(line.s[0]) || !text_split(line, ':', &name, &value))
+		return;
+	value = text_trim(value);
+	if (text_is_nocase(name, "Types"))
+		st->types = value;
+	else if (text_is_nocase(name, "URIs"))
+		st->uris = value;
+	else if (text_is_nocase(name, "Suites"))
+		st->suites = value;
+	else if (text_is_nocase(name, "Components"))
+		st->components = value;
+	else if (text_is_nocase(name, "Enabled"))
+		st->disabled = is_false(value);
+}
+
 int repositories_parse_sources(struct inventory *inv, const char *text, size_t len)
 {
+	struct text rest = { text, len };
 	struct apt_stanza st = {};
 	int r;
 
-	while (len > 0) {
-		struct value line = next_line(&text, &len), value;
-		struct value field;
-		const char *colon;
+	while (rest.n > 0) {
+		struct text line = text_next_line(&rest);
 
-		if (trim(line.s, line.n).n == 0) {
-			r = add_apt_stanza(inv, &st);
-			if (r < 0)
-				return r;
-			st = (struct apt_stanza){};
+		if (text_trim(line).n > 0) {
+			apt_stanza_line(&st, line);
 			continue;
 		}
-		colon = memchr(line.s, ':', line.n);
-		if (line.s[0] == '#' || is_blank(line.s[0]) || !colon)
-			continue;
-		field = (struct value){ line.s, colon - line.s };
-		value = trim(colon + 1, line.s + line.n - (colon + 1));
-		if (value_is(field, "Types"))
-			st.types = value;
-		else if (value_is(field, "URIs"))
-			st.uris = value;
-		else if (value_is(field, "Suites"))
-			st.suites = value;
-		else if (value_is(field, "Components"))
-			st.components = value;
-		else if (value_is(field, "Enabled"))
-			st.disabled = is_false(value);
+		r = add_apt_stanza(inv, &st);
+		if (r < 0)
+			return r;
+		st = (struct apt_stanza){};
 	}
 	return add_apt_stanza(inv, &st);
 }
 
 struct dnf_section {
-	struct value id, baseurl, metalink, mirrorlist;
+	struct text id, baseurl, metalink, mirrorlist;
 	bool disabled;
 };
 
 static int add_dnf_section(struct inventory *inv, const struct dnf_section *s)
 {
-	struct value uri = s->baseurl.n > 0    ? s->baseurl
-			   : s->metalink.n > 0 ? s->metalink
-					       : s->mirrorlist;
+	struct text uri = s->baseurl.n > 0    ? s->baseurl
+			  : s->metalink.n > 0 ? s->metalink
+					      : s->mirrorlist;
 
-	if (s->id.n == 0 || s->id.n > INVENTORY_FIELD_MAX || s->disabled || value_is(s->id, "main"))
+	if (s->id.n == 0 || s->id.n > INVENTORY_FIELD_MAX || s->disabled ||
+	    text_is_nocase(s->id, "main"))
 		return 0;
-	return add(inv, arena_text(inv->arena, s->id.s, s->id.n), next_word(&uri));
+	return add(inv, arena_text(inv->arena, s->id.s, s->id.n), text_next_word(&uri));
+}
+
+static void dnf_section_line(struct dnf_section *s, struct text line)
+{
+	struct text name, value;
+
+	if (line.n == 0 || line.s[0] == '#' || text_is_blank(line.s[0]) ||
+	    !text_split(line, '=', &name, &value))
+		return;
+	name = text_trim(name);
+	value = text_trim(value);
+	if (text_is_nocase(name, "baseurl"))
+		s->baseurl = value;
+	else if (text_is_nocase(name, "metalink"))
+		s->metalink = value;
+	else if (text_is_nocase(name, "mirrorlist"))
+		s->mirrorlist = value;
+	else if (text_is_nocase(name, "enabled"))
+		s->disabled = is_false(value);
 }
 
 int repositories_parse_repo(struct inventory *inv, const char *text, size_t len)
 {
+	struct text rest = { text, len };
 	struct dnf_section s = {};
 	int r;
 
-	while (len > 0) {
-		struct value line = next_line(&text, &len), value;
-		const char *equals, *bracket;
-		struct value name;
+	while (rest.n > 0) {
+		struct text line = text_next_line(&rest), id = {}, behind;
 
-		if (line.n > 0 && line.s[0] == '[') {
-			r = add_dnf_section(inv, &s);
-			if (r < 0)
-				return r;
-			bracket = memchr(line.s, ']', line.n);
-			s = (struct dnf_section){};
-			if (bracket)
-				s.id = trim(line.s + 1, bracket - (line.s + 1));
+		if (line.n == 0 || line.s[0] != '[') {
+			dnf_section_line(&s, line);
 			continue;
 		}
-		equals = memchr(line.s, '=', line.n);
-		if (line.n == 0 || line.s[0] == '#' || is_blank(line.s[0]) || !equals)
-			continue;
-		name = trim(line.s, equals - line.s);
-		value = trim(equals + 1, line.s + line.n - (equals + 1));
-		if (value_is(name, "baseurl"))
-			s.baseurl = value;
-		else if (value_is(name, "metalink"))
-			s.metalink = value;
-		else if (value_is(name, "mirrorlist"))
-			s.mirrorlist = value;
-		else if (value_is(name, "enabled"))
-			s.disabled = is_false(value);
+		r = add_dnf_section(inv, &s);
+		if (r < 0)
+			return r;
+		text_split((struct text){ line.s + 1, line.n - 1 }, ']', &id, &behind);
+		s = (struct dnf_section){ .id = text_trim(id) };
 	}
 	return add_dnf_section(inv, &s);
 }

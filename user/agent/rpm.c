@@ -2,6 +2,7 @@
 #include "rpm.h"
 
 #include "command.h"
+#include "text.h"
 
 #define OUTPUT_MAX (64 * MIB)
 #define TIME_MAX   (1 * USEC_PER_MIN)
@@ -30,45 +31,32 @@ enum field {
 /* PGPHASHALGO_SHA256 of rpm. */
 #define DIGEST_SHA256 "8"
 
-struct value {
-	const char *s;
-	size_t n;
-};
-
-static bool value_is(struct value v, const char *word)
-{
-	return v.n == strlen(word) && memcmp(v.s, word, v.n) == 0;
-}
-
 /* What rpm writes for a tag that the package has not. */
-static bool is_none(struct value v)
+static bool is_none(struct text v)
 {
-	return v.n == 0 || value_is(v, "(none)");
+	return v.n == 0 || text_is(v, "(none)");
 }
 
 /* Splits a line at its tabs. Returns the number of fields, or 0 if it is no line of ours. */
-static size_t split(const char *line, size_t n, struct value fields[static FIELD_MAX])
+static size_t split(struct text line, struct text fields[static FIELD_MAX])
 {
-	const char *end = line + n;
 	size_t count = 0;
+	bool more = true;
 
-	for (;;) {
-		const char *tab = memchr(line, '\t', end - line);
-		size_t len = (tab ? tab : end) - line;
+	while (more) {
+		struct text field = line;
 
-		if (count == FIELD_MAX || len > INVENTORY_FIELD_MAX)
+		more = text_split(line, '\t', &field, &line);
+		if (count == FIELD_MAX || field.n > INVENTORY_FIELD_MAX)
 			return 0;
-		fields[count++] = (struct value){ line, len };
-		if (!tab)
-			break;
-		line = tab + 1;
+		fields[count++] = field;
 	}
 	return count == FIELD_BASIC_MAX || count == FIELD_MAX ? count : 0;
 }
 
-static const char *build_version(struct arena *a, const struct value *f)
+static const char *build_version(struct arena *a, const struct text *f)
 {
-	bool epoch = !is_none(f[FIELD_EPOCH]) && !value_is(f[FIELD_EPOCH], "0");
+	bool epoch = !is_none(f[FIELD_EPOCH]) && !text_is(f[FIELD_EPOCH], "0");
 
 	return arena_printf(a, "%.*s%s%.*s-%.*s", epoch ? (int)f[FIELD_EPOCH].n : 0,
 			    f[FIELD_EPOCH].s, epoch ? ":" : "", (int)f[FIELD_VERSION].n,
@@ -76,39 +64,36 @@ static const char *build_version(struct arena *a, const struct value *f)
 }
 
 /* name-version-release.src.rpm: sets the source of *p where the name is of that form. */
-static int build_source(struct arena *a, struct value v, struct package *p)
+static int build_source(struct arena *a, struct text v, struct package *p)
 {
 	static const char suffix[] = ".src.rpm";
-	size_t end = v.n, version = 0;
+	const char *release, *version;
 
 	if (is_none(v))
 		return 0;
-	if (end > strlen(suffix) && memcmp(v.s + end - strlen(suffix), suffix, strlen(suffix)) == 0)
-		end -= strlen(suffix);
-	v.n = end;
-	for (int dashes = 0; end > 0 && dashes < 2; end--)
-		if (v.s[end - 1] == '-' && ++dashes == 2)
-			version = end;
-	if (version < 2 || version == v.n)
+	if (v.n > strlen(suffix) && memcmp(v.s + v.n - strlen(suffix), suffix, strlen(suffix)) == 0)
+		v.n -= strlen(suffix);
+	release = memrchr(v.s, '-', v.n);
+	version = release ? memrchr(v.s, '-', release - v.s) : NULL;
+	if (!version || version == v.s || version + 1 == release || release + 1 == v.s + v.n)
 		return 0;
-	p->source = arena_text(a, v.s, version - 1);
-	p->source_version = arena_text(a, v.s + version, v.n - version);
+	p->source = arena_text(a, v.s, version - v.s);
+	p->source_version = arena_text(a, version + 1, v.s + v.n - (version + 1));
 	return p->source && p->source_version ? 0 : -ENOMEM;
 }
 
 /* name:stream:version:context:arch, of which the scanner wants the first two. */
-static const char *build_module(struct arena *a, struct value v)
+static const char *build_module(struct arena *a, struct text v)
 {
-	const char *colon, *second;
+	struct text name, stream, rest;
 
-	if (is_none(v))
+	if (is_none(v) || !text_split(v, ':', &name, &rest) ||
+	    !text_split(rest, ':', &stream, &rest))
 		return "";
-	colon = memchr(v.s, ':', v.n);
-	second = colon ? memchr(colon + 1, ':', v.s + v.n - (colon + 1)) : NULL;
-	return second ? arena_text(a, v.s, second - v.s) : "";
+	return arena_text(a, v.s, stream.s + stream.n - v.s);
 }
 
-static bool is_hex(struct value v)
+static bool is_hex(struct text v)
 {
 	for (size_t i = 0; i < v.n; i++)
 		if (!strchr("0123456789abcdef", v.s[i]) || v.s[i] == '\0')
@@ -117,11 +102,11 @@ static bool is_hex(struct value v)
 }
 
 /* "RSA/SHA256, <date>, Key ID 199e2f91fd431d51": the id. */
-static struct value key_id(struct value signature)
+static struct text key_id(struct text signature)
 {
 	static const char label[] = "Key ID ";
 	const char *p = memmem(signature.s, signature.n, label, strlen(label));
-	struct value id = {};
+	struct text id = {};
 
 	if (p) {
 		id.s = p + strlen(label);
@@ -131,10 +116,10 @@ static struct value key_id(struct value signature)
 }
 
 /* The scanner tells by the signing key whose package it is; the form is that of a URL's query. */
-static const char *build_hint(struct arena *a, const struct value *f)
+static const char *build_hint(struct arena *a, const struct text *f)
 {
-	struct value digest = f[FIELD_DIGEST], key = key_id(f[FIELD_SIGNATURE]);
-	bool has_digest = value_is(f[FIELD_DIGEST_ALGORITHM], DIGEST_SHA256) && is_hex(digest);
+	struct text digest = f[FIELD_DIGEST], key = key_id(f[FIELD_SIGNATURE]);
+	bool has_digest = text_is(f[FIELD_DIGEST_ALGORITHM], DIGEST_SHA256) && is_hex(digest);
 	bool has_key = is_hex(key);
 
 	return arena_printf(a, "%s%.*s%s%s%.*s", has_digest ? "hash=sha256%3A" : "",
@@ -143,12 +128,12 @@ static const char *build_hint(struct arena *a, const struct value *f)
 			    has_key ? (int)key.n : 0, has_key ? key.s : "");
 }
 
-static int parse_line(struct inventory *inv, const char *line, size_t n, const char *db)
+static int parse_package(struct inventory *inv, struct text line, const char *db)
 {
-	struct value f[FIELD_MAX] = {};
+	struct text f[FIELD_MAX] = {};
 	struct package p = { .db = db, .module = "", .repository_hint = "" };
 	struct arena *a = inv->arena;
-	size_t count = split(line, n, f);
+	size_t count = split(line, f);
 	int r;
 
 	if (count == 0 || is_none(f[FIELD_NAME]) || is_none(f[FIELD_VERSION]) ||
@@ -156,7 +141,7 @@ static int parse_line(struct inventory *inv, const char *line, size_t n, const c
 		inv->skipped++;
 		return 0;
 	}
-	if (value_is(f[FIELD_NAME], "gpg-pubkey"))
+	if (text_is(f[FIELD_NAME], "gpg-pubkey"))
 		return 0;
 	p.name = arena_text(a, f[FIELD_NAME].s, f[FIELD_NAME].n);
 	p.version = build_version(a, f);
@@ -175,19 +160,17 @@ static int parse_line(struct inventory *inv, const char *line, size_t n, const c
 
 int rpm_parse(struct inventory *inv, const char *text, size_t len, const char *db)
 {
-	while (len > 0) {
-		const char *newline = memchr(text, '\n', len);
-		size_t n = newline ? (size_t)(newline - text) : len;
-		int r;
+	struct text rest = { text, len };
+	int r;
 
-		if (n > 0) {
-			r = parse_line(inv, text, n, db);
-			if (r < 0)
-				return r;
-		}
-		n += newline ? 1 : 0;
-		text += n;
-		len -= n;
+	while (rest.n > 0) {
+		struct text line = text_next_line(&rest);
+
+		if (line.n == 0)
+			continue;
+		r = parse_package(inv, line, db);
+		if (r < 0)
+			return r;
 	}
 	return 0;
 }
