@@ -465,7 +465,7 @@ static bool fail_now(void)
 	return fail_in > 0 && --fail_in == 0;
 }
 
-void *calloc(size_t n, size_t size)
+__attribute__((noinline)) void *calloc(size_t n, size_t size)
 {
 	return fail_now() ? NULL : __libc_calloc(n, size);
 }
@@ -475,7 +475,7 @@ void *realloc(void *p, size_t size)
 	return fail_now() ? NULL : __libc_realloc(p, size);
 }
 
-/* valgrind puts its own functions in the place of ours. */
+/* valgrind puts its own functions in the place of ours, where these are not inlined. */
 static bool can_fail(void)
 {
 	void *volatile p; /* or the compiler leaves both calls out */
