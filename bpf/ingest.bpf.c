@@ -32,7 +32,9 @@ char LICENSE[] SEC("license") = "GPL";
 SETTING __u64 vsr_seed = 0;	    /* of the digest: the node's */
 SETTING __u64 vsr_report_limit = 0; /* most payload bytes of a report */
 
-extern void *bpf_cast_to_kern_ctx(void *obj) __ksym;
+/* Weak: a kernel without it (before 6.2) still gets the maps of user-space mode from this object;
+ * the program is refused there, by the verifier. */
+extern void *bpf_cast_to_kern_ctx(void *obj) __ksym __weak;
 
 /* ---- maps: all sizes are set by user/ingest_bpf.c before the load ------------------------------ */
 
