@@ -18,6 +18,32 @@
 #define ANSWERED CACHE_HOLD_ANSWERED
 #define NONE	 CACHE_HOLD_NONE
 
+/* ---- memory that runs out: the nth allocation of ours from now fails -------------------------- */
+
+static unsigned int fail_at;
+
+static bool fails(void)
+{
+	return fail_at > 0 && --fail_at == 0;
+}
+
+/* The compiler must not see that this is calloc, or it makes it call itself. */
+static void *(*volatile allocate)(size_t size) = malloc;
+
+void *calloc(size_t n, size_t size)
+{
+	void *p = fails() ? NULL : allocate(n * size);
+
+	return p ? memset(p, 0, n * size) : NULL;
+}
+
+void *reallocarray(void *p, size_t n, size_t size)
+{
+	return fails() ? NULL : realloc(p, n * size);
+}
+
+/* ---- helpers ----------------------------------------------------------------------------------- */
+
 /* What the observer saw, in order. */
 static struct seen {
 	uint32_t cid;
@@ -741,6 +767,62 @@ static void asking_beforehand_changes_nothing(void **state)
 	assert_int_equal(n_seen, 0);
 }
 
+/* ---- memory runs out ----------------------------------------------------------------------------- */
+
+static void new_cache_survives_every_failing_allocation(void **state)
+{
+	const struct cache_limits limits = { .slots = 1, .bytes = MIB, .ttl = HOUR };
+	struct cache *c = NULL;
+	unsigned int n = 1;
+	int r;
+
+	(void)state;
+	for (;; n++) {
+		fail_at = n;
+		r = cache_new(&limits, NULL, NULL, &c);
+		if (r == 0)
+			break;
+		assert_int_equal(r, -ENOMEM);
+		assert_null(c);
+	}
+	fail_at = 0;
+	assert_true(n > 1);
+	cache_free(c);
+}
+
+/* Each insert is tried with its 1st, 2nd... allocation failing until it works; what fails leaves
+ * everything as it was. 200 entries, so that heaps and table grow. */
+static void insert_survives_every_failing_allocation(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = cache_with(150, MIB, HOUR);
+	_cleanup_(buf_unrefp)
+	struct buf *b = content_of(10, 1);
+	unsigned int failed = 0;
+
+	(void)state;
+	for (uint32_t i = 0; i < 200; i++) {
+		size_t before = used(c), evicted = n_seen;
+		unsigned int n = 1;
+		int r;
+
+		for (;; n++) {
+			fail_at = n;
+			r = cache_insert(c, vm(i), b, 1, 1, NONE, i);
+			if (r == CACHE_ADDED)
+				break;
+			assert_int_equal(r, -ENOMEM);
+			assert_int_equal(used(c), before);
+			assert_int_equal(n_seen, evicted);
+			assert_false(holds(c, i));
+			failed++;
+		}
+		fail_at = 0;
+	}
+	assert_true(failed >= 200);
+	assert_int_equal(used(c), 150);
+}
+
 /* ---- against a plain model ---------------------------------------------------------------------- */
 
 /* The same rules over an array in order of change, by walking it. */
@@ -1009,6 +1091,8 @@ int main(void)
 		cmocka_unit_test(hold_of_another_generation_is_left_alone),
 		cmocka_unit_test(age_ends_custody_of_answered_content_too),
 		cmocka_unit_test(asking_beforehand_changes_nothing),
+		cmocka_unit_test(new_cache_survives_every_failing_allocation),
+		cmocka_unit_test(insert_survives_every_failing_allocation),
 		cmocka_unit_test(random_lives_equal_those_of_a_plain_model),
 		cmocka_unit_test(ten_thousand_ids_cost_about_what_a_hundred_cost),
 	};
