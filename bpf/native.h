@@ -12,6 +12,7 @@
 #define SETTING volatile
 #define SEC(name)
 #define __ksym
+#define __weak
 #undef __noinline
 #undef __always_inline
 #define __noinline	  __attribute__((noinline))
