@@ -4,13 +4,17 @@
  * payload of 2.5 MB it makes as many distinct ones as wanted, by writing the VM's CID and a
  * number into it.
  *
- *   sender raw|vsr1|vsr2 SOCKETS FIRST_CID COUNT NUMBER
+ *   sender raw|vsr1|vsr2 SOCKETS FIRST_CID COUNT NUMBER [OUTPUT]
  *
  * A report for each of COUNT CIDs (of four digits) to SOCKETS/vm-<cid>_818; NUMBER makes them
- * differ from those of the last call. Prints the length of a report and the CPU time used. Fails
- * if one is not taken, waiting for at most TIMEOUT_S for anything.
+ * differ from those of the last call. With OUTPUT it waits until each is there as
+ * OUTPUT/0-<cid>.pb before it sends the next; else they come as fast as they are taken. Prints the
+ * length of a report and the CPU time used. Fails if one is not taken, waiting for at most
+ * TIMEOUT_S for anything.
  */
+#include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <time.h>
@@ -23,6 +27,7 @@
 #define REPOSITORIES 49 /* with these a report has 2.5 MB */
 #define ANY_CID	     "1000"
 #define TIMEOUT_S    20
+#define POLL_USEC    300
 
 static _noreturn_ void die(const char *what)
 {
@@ -92,6 +97,32 @@ static void send_report(int fd, uint32_t mode, const struct wire *w)
 	}
 }
 
+/* Whether the file is the whole report: its length, and its beginning, which holds the number. */
+static bool is_stored(const char *path, const struct wire *w)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+	uint8_t head[64];
+	struct stat st;
+
+	return fd >= 0 && fstat(fd, &st) == 0 && (size_t)st.st_size == w->len &&
+	       pread(fd, head, sizeof(head), 0) == sizeof(head) &&
+	       memcmp(head, w->data, sizeof(head)) == 0;
+}
+
+static void wait_stored(const char *output, unsigned cid, const struct wire *w)
+{
+	char path[512];
+
+	snprintf(path, sizeof(path), "%s/0-%u.pb", output, cid);
+	for (unsigned i = 0; !is_stored(path, w); i++) {
+		if (i > TIMEOUT_S * 1000000 / POLL_USEC) {
+			fprintf(stderr, "%s: not stored in time\n", path);
+			exit(1);
+		}
+		usleep(POLL_USEC);
+	}
+}
+
 /* The place of a text of fixed width, which is there once. */
 static char *find(const struct wire *w, const char *text)
 {
@@ -116,8 +147,9 @@ int main(int argc, char **argv)
 	struct timespec cpu;
 	uint32_t mode;
 
-	if (argc != 6) {
-		fputs("usage: sender raw|vsr1|vsr2 SOCKETS FIRST_CID COUNT NUMBER\n", stderr);
+	if (argc != 6 && argc != 7) {
+		fputs("usage: sender raw|vsr1|vsr2 SOCKETS FIRST_CID COUNT NUMBER [OUTPUT]\n",
+		      stderr);
 		return 2;
 	}
 	mode = streq(argv[1], "vsr2")	? VSR_MODE_VSR2
@@ -143,6 +175,8 @@ int main(int argc, char **argv)
 		patch(id_at, text);
 		send_report(fd, mode, &w);
 		close(fd);
+		if (argc == 7)
+			wait_stored(argv[6], first + i, &w);
 	}
 	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu);
 	printf("{\"bytes\": %zu, \"cpu_ms\": %.1f}\n", w.len,
