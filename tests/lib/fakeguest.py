@@ -8,11 +8,13 @@
         fg.close(conn)
 
 Every method is one command of the program's line protocol, described at the top of its source,
-and returns the parsed answer (a dict) unless it says otherwise. An answer {"ok": false} raises
+and returns the parsed answer (a dict) unless it says otherwise. The guests run all the time, also
+between commands; async_=True makes connect, send, rw, pkt and shutdown return at once. An answer {"ok": false} raises
 FakeGuestError, whose .error is the program's word for it ("refused", "rst", "timeout", ...) and
 whose .answer is the whole dict. Times are seconds.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -35,8 +37,8 @@ class FakeGuestError(Exception):
         self.answer = answer
 
 
-def pattern(seed, length, off=0):
-    """The bytes of `send pattern=SEED`: xorshift32 bytes with a period of 65521."""
+@functools.lru_cache(16)
+def _pattern_block(seed):
     x = (seed * 2654435761 + 1) & 0xFFFFFFFF or 1
     block = bytearray(PATTERN_PERIOD)
     for i in range(PATTERN_PERIOD):
@@ -44,8 +46,14 @@ def pattern(seed, length, off=0):
         x ^= x >> 17
         x ^= (x << 5) & 0xFFFFFFFF
         block[i] = x >> 24
+    return bytes(block)
+
+
+def pattern(seed, length, off=0):
+    """The bytes of `send pattern=SEED`: xorshift32 bytes with a period of 65521."""
     start = off % PATTERN_PERIOD
-    return (bytes(block) * ((start + length) // PATTERN_PERIOD + 1))[start : start + length]
+    block = _pattern_block(seed)
+    return (block * ((start + length) // PATTERN_PERIOD + 1))[start : start + length]
 
 
 class FakeGuest:
@@ -106,7 +114,10 @@ class FakeGuest:
         return line
 
     def command(self, *words, timeout=DEFAULT_TIMEOUT, check=True, **keys):
-        """Runs one command. Keys that are None are left out. check=False returns errors too."""
+        """Runs one command. Keys that are None are left out; async_ is the key async.
+        check=False returns errors too."""
+        if "async_" in keys:
+            keys["async"] = keys.pop("async_")
         keys = {k: int(v) if isinstance(v, bool) else v for k, v in keys.items() if v is not None}
         parts = [str(w) for w in words] + [f"{k}={v}" for k, v in keys.items()]
         line = " ".join(parts) + f" timeout={int(timeout * 1000)}"
@@ -146,12 +157,10 @@ class FakeGuest:
     # ---- connections ----
 
     def connect(self, cid, port, **keys):
-        """Returns the connection's number. Raises "refused" or "timeout". async_=True: at once."""
-        keys["async"] = keys.pop("async_", None)
+        """Returns the connection's number. Raises "refused" or "timeout"."""
         return self.command("connect", cid, port, **keys)["conn"]
 
     def connectmany(self, cid, port, n, **keys):
-        keys["async"] = keys.pop("async_", None)
         return self.command("connectmany", cid, port, n, **keys)
 
     def conn(self, conn):
@@ -182,7 +191,6 @@ class FakeGuest:
     def send(self, conn, data=None, timeout=DEFAULT_TIMEOUT, check=True, **keys):
         """Within the peer's credit. data: bytes; or file=PATH, or pattern=SEED with len=N.
         chunk=, desc=, off=, len=, async_=True. Returns the number of bytes sent."""
-        keys["async"] = keys.pop("async_", None)
         path = None
         if data is not None and len(data) <= 2048:
             keys["hex"] = data.hex()
@@ -200,12 +208,10 @@ class FakeGuest:
 
     def rw(self, conn, timeout=DEFAULT_TIMEOUT, check=True, **keys):
         """Raw packets, whatever the credit: len=, hdrlen=, desc= or total=, count=, op=, ..."""
-        keys["async"] = keys.pop("async_", None)
         return self.command("rw", conn, timeout=timeout, check=check, **keys)
 
     def pkt(self, cid, timeout=DEFAULT_TIMEOUT, check=True, **keys):
         """Raw packets that belong to no connection."""
-        keys["async"] = keys.pop("async_", None)
         return self.command("pkt", cid, timeout=timeout, check=check, **keys)
 
     def creditrequest(self, conn, n, timeout=DEFAULT_TIMEOUT):

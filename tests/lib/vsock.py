@@ -37,6 +37,14 @@ def set_connect_timeout(sock, seconds):
         o.setsockopt(SOL_VSOCK, CONNECT_TIMEOUT, struct.pack("qq", seconds, 0))
 
 
+def set_timeouts(sock, seconds):
+    """Blocking sends and receives that give up (EAGAIN) in time. Python's own settimeout() polls
+    for POLLOUT alone, and a vsock socket without credit whose peer has closed never shows it."""
+    with _Options(sock) as o:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            o.setsockopt(socket.SOL_SOCKET, option, struct.pack("qq", seconds, 0))
+
+
 def meminfo(sock):
     """SO_MEMINFO as a dict: what the kernel charges the socket, in bytes."""
     with _Options(sock) as o:

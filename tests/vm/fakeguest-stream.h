@@ -377,7 +377,8 @@ static inline bool fg_rx_room(struct fg_conn *c, size_t n)
 
 	if (c->rx_end + n <= c->rx_size)
 		return true;
-	memmove(c->rx, c->rx + c->rx_start, have);
+	if (have > 0)
+		memmove(c->rx, c->rx + c->rx_start, have);
 	c->rx_start = 0;
 	c->rx_end = have;
 	while (size < have + n)
@@ -427,7 +428,8 @@ static inline void fg_conn_data(struct fg_conn *c, const struct fg_pkt *p, const
 		fg_conn_abort(c, "overrun");
 		return;
 	}
-	memcpy(c->rx + c->rx_end, data, p->len);
+	if (p->len > 0)
+		memcpy(c->rx + c->rx_end, data, p->len);
 	c->rx_end += p->len;
 	c->received += p->len;
 	c->guest->rx_bytes += p->len;

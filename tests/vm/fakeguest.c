@@ -66,6 +66,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -120,15 +121,9 @@ struct program {
 	size_t n_fds, max_fds;
 	char *line; /* input not yet handled */
 	size_t line_len;
-	bool input_ended, quit;
+	int signals; /* signalfd: SIGTERM and SIGINT end the program */
+	bool input_ended, quit, stopped;
 };
-
-static volatile sig_atomic_t stopped;
-
-static void on_signal(int sig _unused_)
-{
-	stopped = 1;
-}
 
 static uint64_t now_msec(void)
 {
@@ -475,7 +470,10 @@ static void wait_events(struct program *p, int max_msec, bool with_input)
 	}
 	if (on_the_way && (max_msec < 0 || max_msec > SYNC_MSEC))
 		max_msec = SYNC_MSEC;
+	poll_add(p, p->signals, POLLIN);
 	r = poll(p->fds, p->n_fds, max_msec);
+	if (r > 0 && p->fds[p->n_fds - 1].revents)
+		p->stopped = true;
 	for (struct fg_guest *g = p->guests; g; g = g->next) {
 		if (r == 0)
 			fg_tx_sync(g->dev);
@@ -496,7 +494,7 @@ static bool wait_until(struct program *p, condition_t done, const void *arg, uin
 		if (done(arg))
 			return true;
 		now = now_msec();
-		if (now >= deadline || stopped)
+		if (now >= deadline || p->stopped)
 			return false;
 		wait_events(p, again ? 0 : (int)MIN(deadline - now, (uint64_t)1000), false);
 	}
@@ -1477,7 +1475,7 @@ static bool run_input(struct program *p)
 
 static void serve(struct program *p, bool with_input)
 {
-	while (!p->quit && !stopped) {
+	while (!p->quit && !p->stopped) {
 		bool again = pump_all(p);
 
 		if (with_input && run_input(p))
@@ -1497,6 +1495,7 @@ static void program_clear(struct program *p)
 	free(p->conns);
 	free(p->fds);
 	free(p->line);
+	safe_close(p->signals);
 }
 
 static int run_options(struct program *p, int argc, char **argv, bool *ret_serve)
@@ -1516,16 +1515,19 @@ static int run_options(struct program *p, int argc, char **argv, bool *ret_serve
 
 int main(int argc, char **argv)
 {
-	struct sigaction sa = { .sa_handler = on_signal }, ign = { .sa_handler = SIG_IGN };
 	_cleanup_(program_clear)
-	struct program p = { 0 };
+	struct program p = { .signals = -1 };
 	bool only_serve = false;
+	sigset_t ends;
 
-	sigaction(SIGTERM, &sa, NULL);
-	sigaction(SIGINT, &sa, NULL);
-	sigaction(SIGPIPE, &ign, NULL);
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGTERM);
+	sigaddset(&ends, SIGINT);
+	sigprocmask(SIG_BLOCK, &ends, NULL);
+	p.signals = signalfd(-1, &ends, SFD_CLOEXEC);
+	signal(SIGPIPE, SIG_IGN);
 	p.line = malloc(LINE_MAX_BYTES);
-	if (!p.line || run_options(&p, argc, argv, &only_serve) < 0)
+	if (p.signals < 0 || !p.line || run_options(&p, argc, argv, &only_serve) < 0)
 		return EXIT_FAILURE;
 	serve(&p, !only_serve);
 	return EXIT_SUCCESS;
