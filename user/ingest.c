@@ -96,6 +96,8 @@ static void count_refusal(struct vm *vm, struct vsr_vm_id id, enum reason reason
 	uint32_t unlogged = 0;
 
 	metric_inc_label(METRIC_REFUSED, reason);
+	if (reason == REASON_KERNEL_DIGEST)
+		metric_inc(METRIC_BPF_DIGEST);
 	if (reason == REASON_CID_MISMATCH)
 		metric_inc(METRIC_CID_MISMATCHES);
 	if (vm) {
@@ -172,7 +174,12 @@ static void listen_for(struct conn *c, uint32_t events)
 
 static void answer_and_close(struct conn *c, enum vsr_status status, uint64_t now)
 {
-	if (start_answer(c, status) != -EAGAIN || c->ingest->n_answering >= ANSWERING_MAX) {
+	int r = start_answer(c, status);
+
+	if (r != -EAGAIN || c->ingest->n_answering >= ANSWERING_MAX) {
+		if (r < 0)
+			log_debug("VM %u:%u did not take its answer %d: %s", c->vm->node.id.ns,
+				  c->vm->node.id.cid, status, strerror(-r));
 		conn_close(c, now);
 		return;
 	}
@@ -222,13 +229,18 @@ static void conn_end(struct conn *c, enum reason reason, enum vsr_status status,
 	struct ingest *i = c->ingest;
 	bool framed = stream_framed(&c->stream);
 	uint64_t length = reason == REASON_NONE ? stream_length(&c->stream) : 0;
+	uint64_t wmem = conn_wmem(c);
 
 	export_seen(i, c, reason);
 	export_vm(i, c->vm);
 	i->by_slot[c->stream.slot] = NULL;
 	i->free_slots[i->n_free_slots++] = c->stream.slot;
 	stream_close(&c->stream);
-	admission_release(i->parts.admission, &c->ticket, reason, length, conn_wmem(c));
+	/* The answer is queued for the guest a moment before the close: what it leaves is paid
+	 * off here, where a polite guest has read all that came before. */
+	if (c->vsock && wmem == 0)
+		admission_drained(i->parts.admission, &c->ticket);
+	admission_release(i->parts.admission, &c->ticket, reason, length, wmem);
 	c->state = CONN_RECEIVING; /* no relay to ask, no list to leave */
 	if (framed)
 		answer_and_close(c, status, now);

@@ -340,6 +340,13 @@ static void uncached_sent(struct relay *r, struct relay_send *s, enum send_resul
 	}
 }
 
+/* Whether an ACK for this send may still come: it stays remembered then. Where the call's result
+ * is the ACK, it settles the send whatever it says (SPEC 7). */
+static bool may_be_acked(const struct relay *r, enum send_result result)
+{
+	return r->upstream->acks_apart && (result == SEND_DELIVERED || result == SEND_FAILED);
+}
+
 static void on_sent(struct upstream_send *up, enum send_result result, uint64_t now)
 {
 	struct relay_send *s = container_of(up, struct relay_send, up);
@@ -357,8 +364,7 @@ static void on_sent(struct upstream_send *up, enum send_result result, uint64_t 
 	if (result == SEND_NOT_DELIVERED)
 		vm_give_back_report(r->vms, vm);
 	if (s->tracked) {
-		/* Only a send that may still be ACKed on another path stays remembered. */
-		if (result == SEND_ACKED || result == SEND_NOT_DELIVERED)
+		if (!may_be_acked(r, result))
 			tracker_settle(r->tracker, vm, s->tracked);
 		if (result == SEND_ACKED)
 			acked(r, vm, s->up.generation, now);

@@ -41,6 +41,7 @@ struct upstream_ops {
 /* First member of every upstream. */
 struct upstream {
 	const struct upstream_ops *ops;
+	bool acks_apart; /* ACKs come on a path of their own, not with the call's result */
 };
 
 #endif

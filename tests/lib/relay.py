@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vsock-relayd under test: one process in a directory of its own."""
 
+import copy
 import json
 import os
 import re
@@ -213,8 +214,9 @@ class Relay:
 
 
 def merge(into, other):
+    """Adds nested settings; other stays as it is."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
         else:
-            into[key] = value
+            into[key] = copy.deepcopy(value)

@@ -7,6 +7,8 @@ import random
 import socket
 import struct
 
+import vsock
+
 _xxhash = ctypes.CDLL("libxxhash.so.0")
 _xxhash.XXH64.restype = ctypes.c_uint64
 _xxhash.XXH64.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint64)
@@ -88,7 +90,7 @@ def connect(address, timeout=30):
     """address: a path, or (CID, port)."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_VSOCK
     s = socket.socket(family, socket.SOCK_STREAM)
-    s.settimeout(timeout)
+    vsock.set_timeouts(s, timeout)
     s.connect(address)
     return s
 

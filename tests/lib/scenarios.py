@@ -8,16 +8,19 @@ and tests/vm/inside.py."""
 import contextlib
 import os
 import signal
-import socket
-import subprocess
 import threading
 import time
 
 import report as rp
-from relay import BUILD, Relay, wait_for
+from relay import merge, wait_for
 
 KIB, MIB = 1024, 1024 * 1024
 SIZES = (10, 4095, 4096, 4097, 65535, 65536, 65537, 1000 * 1000)
+# Machines are slow at times: only tests of a limit get a short one.
+PATIENT = {
+    "report": {"deadline": "5m", "idle": "5m"},
+    "admission": {"grant_rate": 0, "wait": "2m"},
+}
 # Held in custody: the first report takes the only token of a day.
 ONE_SEND = {"rate": {"reports_per_minute": 0.0007}, "unchanged": "forward"}
 
@@ -27,7 +30,6 @@ class World:
     many: whether there can be more than one VM."""
 
     name, bpf, many, hybrid = "", False, True, False
-    slow = 1.0  # factor for what takes longer under emulation
 
     def cid(self, n=0):
         raise NotImplementedError
@@ -40,9 +42,9 @@ class World:
 
     @contextlib.contextmanager
     def relay(self, *settings, vms=4):
-        merged = {"admission": {"grant_rate": 0}}
-        for s in (self.settings(), *settings):
-            _merge(merged, s)
+        merged = {}
+        for s in (PATIENT, self.settings(), *settings):
+            merge(merged, s)
         with self.start(merged, vms) as relay:
             yield relay
             metrics = relay.check()
@@ -50,14 +52,6 @@ class World:
 
     def start(self, settings, vms):
         raise NotImplementedError
-
-
-def _merge(into, other):
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, dict) else value
 
 
 def expect_refused(relay, **reasons):
@@ -70,7 +64,8 @@ def expect_refused(relay, **reasons):
 
 def sizes(world):
     """Every size, in every mode, byte for byte."""
-    with world.relay() as r:
+    # The smallest ones have no room to differ: each is to be stored nevertheless.
+    with world.relay({"unchanged": "forward"}) as r:
         address, cid = world.address(r), world.cid()
         sent = 0
         for size in SIZES:
@@ -83,6 +78,7 @@ def sizes(world):
                 else:
                     assert rp.send_offer(address, payload) == (rp.ACCEPTED, size)
                 r.wait_stored(cid, payload)
+                r.wait_metric("contents_held", value=0)
                 sent += size
         m = r.metrics()
         assert m["reports_valid_total"] == 4 * len(SIZES), m["reports_valid_total"]
@@ -118,9 +114,11 @@ def largest(world):
 
 def small_writes(world):
     """Writes of 1 byte, 1000 bytes and 64 KiB make the same report."""
+    # 500 bytes: on loopback one worker carries packets and credit updates, a batch of either at a
+    # time, so that more unread updates than 512 KiB would pile up without anybody's fault.
     with world.relay() as r:
         address, cid = world.address(r), world.cid()
-        for chunk, size in ((1, 3000), (1000, 300 * 1000), (65536, 1000 * 1000)):
+        for chunk, size in ((1, 500), (1000, 300 * 1000), (65536, 1000 * 1000)):
             for mode in ("raw", "vsr1"):
                 payload = rp.report(cid, size, seed=f"{chunk}{mode}")
                 if mode == "raw":
@@ -236,7 +234,7 @@ def aborted(world):
 
 def deadline(world):
     """A guest that is slow is cut at the deadline, one that stops at the idle limit: answered 9."""
-    limits = {"report": {"deadline": "2s", "idle": "1s"}}
+    limits = {"report": {"deadline": "4s", "idle": "2s"}}
     with world.relay(limits) as r:
         address, cid = world.address(r), world.cid()
         payload = rp.report(cid, 100000)
@@ -244,11 +242,11 @@ def deadline(world):
         start = time.monotonic()
         with rp.connect(address) as s:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                for i in range(0, 60):
+                for i in range(0, 80):
                     s.sendall(data[i : i + 1])
                     time.sleep(0.1)
             assert rp.read_answer(s) in (rp.DEADLINE, None)
-        assert time.monotonic() - start >= 1.9
+        assert time.monotonic() - start >= 3.9
         expect_refused(r, deadline=1)
         with rp.connect(address) as s:
             s.sendall(data[:1000])
@@ -318,7 +316,7 @@ def unchanged(world):
 
 def rate_limit(world):
     """A limited report is not lost: the newest content goes out with the next token."""
-    with world.relay({"rate": {"reports_per_minute": 20}}) as r:
+    with world.relay({"rate": {"reports_per_minute": 10}}) as r:
         address, cid = world.address(r), world.cid()
         first, second, third = (rp.report(cid, 5000, seed=i) for i in range(3))
         assert rp.send_framed(address, first) == rp.ACCEPTED
@@ -550,7 +548,7 @@ def offer_busy(world):
 
 def stop(world):
     """SIGTERM: who waits is refused, who sends is finished, exit 0."""
-    with world.start_raw({"admission": {"grant_rate": 0}}) as r:
+    with world.start_raw({}) as r:
         address, cid = world.address(r), world.cid()
         payload = rp.report(cid, 100000)
         with rp.connect(address) as s:

@@ -1,0 +1,111 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Runs inside a test VM: the scenarios over real AF_VSOCK, BPF attached, from vsock loopback and
+from fake guests with their own CIDs; then what only vsock has. Arguments: --expect bpf|user, and
+parts of test names. tests/vm/run.sh boots the VM."""
+
+import argparse
+import os
+import sys
+
+sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib")]
+
+import hostile
+import scenarios
+from fakeguest import FakeGuest
+from relay import Relay, merge
+from tap import Tap
+
+BASE_CID = 1000
+
+
+class Loopback(scenarios.World):
+    """The peer's CID is 1 on loopback, so there is one VM."""
+
+    many = False
+
+    def __init__(self, bpf, mode="auto"):
+        self.bpf, self.mode = bpf, mode
+        self.name = "loopback" + ("" if bpf else ", user space")
+
+    def cid(self, n=0):
+        return 1
+
+    def address(self, relay, n=0):
+        return (1, 818)
+
+    def settings(self):
+        return {"bpf": self.mode, "allow_reserved_cids": True}
+
+    def start(self, settings, vms):
+        return Relay(settings)
+
+    def start_raw(self, settings):
+        merge(settings, self.settings())
+        return Relay(settings)
+
+
+class VhostRelay(Relay):
+    """A relay with fake guests: one bridge each, so that tests connect to a path."""
+
+    def __init__(self, settings, vms):
+        super().__init__(settings)
+        self.guests = FakeGuest()
+        self.vms = vms
+        for n in range(vms):
+            self.guests.guest(BASE_CID + n)
+            self.guests.bridge(BASE_CID + n, 818, self.bridge(n))
+
+    def bridge(self, n):
+        return f"{self.dir}/guest{n}"
+
+    def __exit__(self, *exc):
+        self.guests.stop()
+        super().__exit__(*exc)
+
+
+class Vhost(scenarios.World):
+    def __init__(self, bpf, mode="auto"):
+        self.bpf, self.mode = bpf, mode
+        self.name = "vhost" + ("" if bpf else ", user space")
+
+    def cid(self, n=0):
+        return BASE_CID + n
+
+    def address(self, relay, n=0):
+        return relay.bridge(n)
+
+    def settings(self):
+        return {"bpf": self.mode}
+
+    def start(self, settings, vms):
+        return VhostRelay(settings, vms)
+
+    def start_raw(self, settings):
+        merge(settings, self.settings())
+        return VhostRelay(settings, 1)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--expect", choices=("bpf", "user"), default="bpf")
+    parser.add_argument("--worlds", default="loopback,vhost,loopback-user,hostile")
+    parser.add_argument("only", nargs="?")
+    options = parser.parse_args()
+    tap = Tap(options.only)
+    bpf = options.expect == "bpf"
+    worlds = options.worlds.split(",")
+    if "loopback" in worlds:
+        scenarios.run_all(tap, Loopback(bpf))
+    if "vhost" in worlds:
+        scenarios.run_all(tap, Vhost(bpf))
+    if "loopback-user" in worlds and bpf:
+        scenarios.run_all(tap, Loopback(False, "off"))
+    if "vhost-user" in worlds and bpf:
+        scenarios.run_all(tap, Vhost(False, "off"))
+    if "hostile" in worlds:
+        hostile.run_all(tap, bpf)
+    tap.end()
+
+
+main()
