@@ -569,17 +569,22 @@ static int add_sources(struct daemon *d)
 static int drop_privileges(struct daemon *d)
 {
 	const struct settings *s = d->settings;
+	bool change = *s->user || *s->hybrid.group;
 	struct privilege_identity id;
+	char self[16];
 	int r;
 
-	if (*s->user) {
-		r = privilege_resolve(s->user, s->group, &id);
+	/* Sockets of VMs that come later are given to hybrid.group by whoever we are then. */
+	if (change) {
+		snprintf(self, sizeof(self), "%u", getuid());
+		r = privilege_resolve(*s->user ? s->user : self, s->group, &id);
 		if (r == 0 && *s->hybrid.group)
 			r = privilege_add_group(&id, s->hybrid.group);
 		if (r < 0)
-			return log_error_errno(r, "user %s, group %s", s->user, s->group);
+			return log_error_errno(r, "user %s, group %s, hybrid.group %s", s->user,
+					       s->group, s->hybrid.group);
 	}
-	r = privilege_drop(*s->user ? &id : NULL);
+	r = privilege_drop(change ? &id : NULL);
 	return r < 0 ? log_error_errno(r, "cannot drop privileges") : 0;
 }
 
