@@ -86,6 +86,14 @@ static int open_socket(struct attempt *a, const struct relay_address *relay)
 	return 0;
 }
 
+static bool is_connected(const struct attempt *a)
+{
+	struct sockaddr_storage peer;
+	socklen_t size = sizeof(peer);
+
+	return getpeername(a->fd, (struct sockaddr *)&peer, &size) == 0;
+}
+
 static int connect_relay(struct attempt *a, const struct relay_address *relay)
 {
 	socklen_t size = sizeof(int);
@@ -93,8 +101,12 @@ static int connect_relay(struct attempt *a, const struct relay_address *relay)
 
 	r = open_socket(a, relay);
 	if (r == -EINPROGRESS) {
-		if (wait_for(a, POLLOUT) < 0)
+		if (wait_for(a, POLLOUT) < 0) {
+			/* At zero credit a connection is there long before one can write to it. */
+			if (a->result->end == SEND_TIMEOUT && !is_connected(a))
+				a->result->end = SEND_UNREACHABLE;
 			return -1;
+		}
 		if (getsockopt(a->fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0)
 			error = errno;
 		r = -error;
