@@ -75,7 +75,7 @@ static enum verdict deliver(const struct options *o, const uint8_t *data, size_t
 			return answer_verdict(&result);
 		delay = retry_delay(n, retry_random());
 		if (n >= retries || usec_add(clock_now(), delay) >= until) {
-			log_error("gave up, attempts: %u", n + 1);
+			log_error("not delivered, attempts: %u", n + 1);
 			return VERDICT_RETRY;
 		}
 		delay -= delay % USEC_PER_MSEC;
