@@ -41,7 +41,7 @@ fi
 
 cat <<END
 Send this machine's package list, from another terminal:
-    $build/vsock-agent --once --unix $dir/vm-42_818
+    $build/vsock-agent --once --cid 42 --unix $dir/vm-42_818
 Look at what was stored, and at the counters:
     ls -l $dir/reports
     curl -s http://127.0.0.1:9818/metrics
