@@ -7,6 +7,8 @@
 #ifndef FAKEGUEST_STREAM_H
 #define FAKEGUEST_STREAM_H
 
+#include <sys/random.h>
+
 #include "fakeguest-vhost.h"
 
 #define FG_HOST_CID	 2U
@@ -585,6 +587,7 @@ static inline int fg_guest_new(uint64_t cid, unsigned rx_num, unsigned tx_num,
 {
 	_cleanup_(fg_guest_freep)
 	struct fg_guest *g = calloc(1, sizeof(*g));
+	uint32_t random = 0;
 	int r;
 
 	if (!g)
@@ -599,8 +602,11 @@ static inline int fg_guest_new(uint64_t cid, unsigned rx_num, unsigned tx_num,
 	g->raw->peer_cid = FG_HOST_CID;
 	g->raw->buf_alloc = FG_BUF_ALLOC;
 	g->raw->jobs_tail = &g->raw->jobs;
-	/* A real guest begins anywhere; two lives of one CID should not share ports by chance. */
-	g->next_port = FG_FIRST_PORT + (uint32_t)getpid() * 7919 % 1000000;
+	/* Begin anywhere, as Linux does: a request from the port of a connection that the host still
+	 * remembers from an earlier life of this CID is not answered. */
+	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
+		return -EIO;
+	g->next_port = FG_FIRST_PORT + random % (1U << 30);
 	r = fg_device_new(cid, rx_num, tx_num, &g->dev);
 	if (r < 0)
 		return r;

@@ -470,6 +470,8 @@ def run(number, function, idle_refs):
     try:
         with FakeGuest() as fg:
             function(fg)
+            # A guest that lives answers the last closes; one that vanished makes them wait 8 s.
+            wait_for(lambda: refs() == idle_refs, 2)
         check(wait_for(lambda: refs() == idle_refs, 12), f"left behind: {diag()}")
         print(f"ok {number} - {name} # {time.monotonic() - start:.1f} s", flush=True)
         return True

@@ -524,6 +524,7 @@ def run(number, name, text, function, idle_refs):
     with FakeGuest() as fg:
         try:
             figures = function(fg)
+            wait_for(lambda: refs() == idle_refs, 1)
             print(f"ok {number} - {name}: {text}")
             print(f"# {json.dumps(figures)}", flush=True)
             return True
