@@ -170,6 +170,10 @@ help:
 run: all
 	$(Q)scripts/run.sh $(B)
 
+#: make demo         the relay's main job on this machine's packages, in a VM, in a minute
+demo:
+	+$(Q)scripts/demo $(B)
+
 #: make check        all tests that fit into 15 minutes; installs what they need
 check: deps
 	$(SUBMAKE) check-build
@@ -230,4 +234,4 @@ check-build: all unit-bins tools fuzz-bins san-build
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
 .PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \
-	check-asan check-long fuzz coverage format install deps
+	check-asan check-long fuzz coverage format install deps demo
