@@ -3,7 +3,6 @@
 
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <xxhash.h>
 
 #include "clock.h"
 #include "log.h"
@@ -302,7 +301,7 @@ static void conn_submit(struct conn *c, uint64_t now)
 	int r;
 
 	metric_inc(METRIC_REPORTS_RECEIVED);
-	xxh64 = XXH64(buf_data(content), buf_len(content), 0);
+	xxh64 = stream_xxh64(&c->stream);
 	if (stream_framed(&c->stream)) {
 		struct vsr_header h;
 

@@ -7,14 +7,17 @@
 #include <sys/socket.h>
 
 #include "clock.h"
-#include "digest.h"
 #include "ingest_bpf.h"
 
 /* Credit of a granted connection, whatever its reservation (DESIGN 2): the verdict gives it back
  * with each packet, so a larger one would only let more packets be under way unseen. */
 #define CREDIT (256 * KIB)
+/* Bytes of one recv(): hashed while they are in the CPU's cache. */
+#define READ_CHUNK (256 * KIB)
 /* Bytes read before the loop turns to somebody else. */
 #define READ_TURN MIB
+/* Drawn from the shared reserve at a time. */
+#define POOL_STEP (64 * KIB)
 
 int socket_memory(int fd, uint32_t *ret_rmem, uint32_t *ret_wmem)
 {
@@ -52,6 +55,7 @@ int stream_open(struct stream *s, const struct stream_config *config, int fd, bo
 		.reserved = reserved,
 		.seen = { .vm = vm, .slot = slot },
 	};
+	digest_init(&s->digest, config->seed);
 	if (!vsock)
 		return 0;
 	if (config->bpf) {
@@ -63,6 +67,7 @@ int stream_open(struct stream *s, const struct stream_config *config, int fd, bo
 		r = ingest_bpf_attach(config->bpf, fd, s->cookie, &vm, slot);
 		if (r < 0)
 			return r;
+		s->bpf = config->bpf;
 		s->attached = true;
 	}
 	r = raise_credit(fd);
@@ -87,7 +92,25 @@ static int need_buffer(struct stream *s)
 	size_t max = stream_framed(s) ? frame_end(s)
 				      : (uint64_t)s->config->max_report + VSR_HEADER_SIZE + 1;
 
-	return s->buf ? 0 : buf_new(max, &s->buf);
+	if (s->buf)
+		return 0;
+	s->xxh64 = s->xxh64 ?: XXH64_createState();
+	if (!s->xxh64)
+		return -ENOMEM;
+	XXH64_reset(s->xxh64, 0);
+	return buf_new(max, &s->buf);
+}
+
+/* Hashes what was read and not hashed yet, as soon as it is known where the payload begins. */
+static void hash_read(struct stream *s)
+{
+	uint64_t from = MAX(s->hashed, stream_framed(s) ? (uint64_t)VSR_HEADER_SIZE : 0);
+
+	if (s->seen.mode == VSR_MODE_UNKNOWN || s->read <= from)
+		return;
+	digest_update(&s->digest, buf_data(s->buf) + from, s->read - from);
+	XXH64_update(s->xxh64, buf_data(s->buf) + from, s->read - from);
+	s->hashed = s->read;
 }
 
 /* Reads up to n bytes to the buffer's tail. Returns bytes, 0 at the end of the stream, -errno. */
@@ -100,10 +123,11 @@ static ssize_t receive(struct stream *s, size_t n)
 	if (r < 0)
 		return r;
 	n = MIN(n, buf_room(s->buf));
+	n = MIN(n, READ_CHUNK);
 	if (s->attached)
 		/* Published before it grows: BPF may charge too much for a moment, never too
 		 * little. */
-		ingest_bpf_grant_set(s->config->bpf, s->slot, s->reserved, buffered(s) + n);
+		ingest_bpf_grant_set(s->bpf, s->slot, s->reserved, buffered(s) + n);
 	do
 		got = recv(s->fd, buf_tail(s->buf), n, MSG_DONTWAIT);
 	while (got < 0 && errno == EINTR);
@@ -113,7 +137,7 @@ static ssize_t receive(struct stream *s, size_t n)
 		s->read += (uint64_t)got;
 	}
 	if (s->attached)
-		ingest_bpf_grant_set(s->config->bpf, s->slot, s->reserved, buffered(s));
+		ingest_bpf_grant_set(s->bpf, s->slot, s->reserved, buffered(s));
 	return r < 0 ? r : got;
 }
 
@@ -176,6 +200,7 @@ static int read_owed(struct stream *s, uint64_t most)
 
 		if (got <= 0)
 			return got < 0 ? (int)got : -EAGAIN;
+		hash_read(s);
 		n -= (uint64_t)got;
 	}
 	return 0;
@@ -192,7 +217,7 @@ static enum stream_state look_bpf(struct stream *s, enum reason *ret_reason)
 	if (poll(&p, 1, 0) < 0)
 		return refuse(REASON_INTERNAL, ret_reason);
 	closed = p.revents & (POLLRDHUP | POLLHUP);
-	if (ingest_bpf_read(s->config->bpf, s->cookie, &s->seen) < 0)
+	if (ingest_bpf_read(s->bpf, s->cookie, &s->seen) < 0)
 		return refuse(REASON_INTERNAL, ret_reason);
 
 	reason = reason_of_flags(s->seen.flags);
@@ -237,17 +262,13 @@ static bool bypassed(const struct stream *s)
 /* All bytes are here, so libxxhash can say whether BPF hashed them as they are. */
 static int confirm_digest(const struct stream *s)
 {
-	size_t skip = stream_framed(s) ? VSR_HEADER_SIZE : 0;
 	uint64_t digest;
 	int r;
 
 	r = stream_digest(s, &digest);
 	if (r < 0)
 		return r;
-	return digest == digest_bytes(s->config->seed, s->buf ? buf_data(s->buf) + skip : NULL,
-				      s->read - MIN(s->read, skip))
-		       ? 0
-		       : -EPROTO;
+	return digest == digest_final(&s->digest) ? 0 : -EPROTO;
 }
 
 static int take_bpf(struct stream *s, enum reason *ret_reason)
@@ -303,20 +324,58 @@ static size_t next_read(const struct stream *s)
 {
 	if (s->seen.mode == VSR_MODE_UNKNOWN)
 		return VSR_HEADER_SIZE - s->read;
-	return MIN(CREDIT, frame_end(s) - s->read);
+	return MIN(READ_CHUNK, frame_end(s) - s->read);
 }
 
-/* As the verdict does it: the reservation first, then the shared reserve. */
-static bool afford(struct stream *s, size_t n)
+/* How many of n more bytes may be taken in; 0: none. As the verdict does it: the reservation
+ * first, to its last byte, and then the shared reserve. */
+static size_t afford(struct stream *s, size_t n)
 {
-	uint64_t need = buffered(s) + n, have = s->reserved + s->share;
+	uint64_t used = buffered(s), have = s->reserved + s->share;
 
-	if (need <= have)
-		return true;
-	if (!pool_draw(s->config->pool, need - have))
-		return false;
-	s->share += need - have;
-	return true;
+	if (used < have)
+		return MIN(n, have - used);
+	n = MIN(n, POOL_STEP);
+	if (!pool_draw(s->config->pool, n))
+		return 0;
+	s->share += n;
+	return n;
+}
+
+/* What the next bytes are that cannot be afforded: as recv(), but it takes none. */
+static ssize_t peek(const struct stream *s)
+{
+	uint8_t byte;
+	ssize_t n = recv(s->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+	return n < 0 ? -errno : n;
+}
+
+static bool frame_complete(const struct stream *s)
+{
+	return stream_framed(s) && s->read == frame_end(s);
+}
+
+/* recv() says the end, also when a VM vanished in mid-report (vhost_vsock_reset_orphans() in
+ * drivers/vhost/vsock.c): only the socket's error tells. */
+static bool cut_off(const struct stream *s)
+{
+	socklen_t len = sizeof(int);
+	int error = 0;
+
+	return getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0 || error != 0;
+}
+
+/* The stream ended after what was read. */
+static enum reason end_of_stream(struct stream *s)
+{
+	if (stream_framed(s) || cut_off(s))
+		return REASON_ABORTED;
+	/* Within what could have become a header. */
+	if (s->seen.mode == VSR_MODE_UNKNOWN && s->read > 0)
+		return REASON_BAD_HEADER;
+	s->ended = true;
+	return REASON_NONE;
 }
 
 static bool take_in(struct stream *s, enum reason *ret_reason)
@@ -331,39 +390,36 @@ static bool take_in(struct stream *s, enum reason *ret_reason)
 	return true;
 }
 
+static void count_packet(struct stream *s, size_t n)
+{
+	s->seen.seen += n;
+	s->seen.passed = s->seen.seen;
+	s->seen.packets++;
+	s->seen.last_ns = clock_usec() * NSEC_PER_USEC;
+}
+
 static enum stream_state look_user(struct stream *s, enum reason *ret_reason)
 {
 	uint64_t turn_end = s->read + READ_TURN;
 
-	while (s->read < turn_end) {
-		ssize_t got;
-		size_t n;
+	while (!frame_complete(s) && s->read < turn_end) {
+		size_t n = afford(s, next_read(s));
+		ssize_t got = n > 0 ? receive(s, n) : peek(s);
 
-		if (stream_framed(s) && s->read == frame_end(s)) {
-			s->ended = true;
-			break;
-		}
-		n = next_read(s);
-		if (!afford(s, n))
-			return refuse(REASON_OVER_BUDGET, ret_reason);
-		got = receive(s, n);
 		if (got == -EAGAIN)
 			break;
 		if (got < 0)
 			return refuse(got == -ENOMEM ? REASON_INTERNAL : REASON_ABORTED,
 				      ret_reason);
 		if (got == 0) {
-			if (stream_framed(s))
-				return refuse(REASON_ABORTED, ret_reason);
-			if (s->seen.mode == VSR_MODE_UNKNOWN && s->read > 0)
-				return refuse(REASON_BAD_HEADER, ret_reason);
-			s->ended = true;
+			*ret_reason = end_of_stream(s);
+			if (*ret_reason != REASON_NONE)
+				return STREAM_REFUSED;
 			break;
 		}
-		s->seen.seen += (uint64_t)got;
-		s->seen.passed = s->seen.seen;
-		s->seen.packets++;
-		s->seen.last_ns = clock_usec() * NSEC_PER_USEC;
+		if (n == 0)
+			return refuse(REASON_OVER_BUDGET, ret_reason);
+		count_packet(s, (size_t)got);
 		if (!take_in(s, ret_reason))
 			return STREAM_REFUSED;
 		if (s->seen.mode == VSR_MODE_VSR2 && !s->offer_told) {
@@ -371,6 +427,7 @@ static enum stream_state look_user(struct stream *s, enum reason *ret_reason)
 			return STREAM_OFFER;
 		}
 	}
+	s->ended = s->ended || frame_complete(s);
 	s->seen.payload = stream_framed(s) ? s->read - VSR_HEADER_SIZE : s->read;
 	return s->ended ? STREAM_ENDED : STREAM_MORE;
 }
@@ -423,7 +480,7 @@ void stream_reserve(struct stream *s, uint64_t reserved)
 {
 	s->reserved = reserved;
 	if (s->attached)
-		ingest_bpf_grant_set(s->config->bpf, s->slot, reserved, buffered(s));
+		ingest_bpf_grant_set(s->bpf, s->slot, reserved, buffered(s));
 }
 
 uint32_t stream_mode(const struct stream *s)
@@ -444,19 +501,22 @@ uint64_t stream_length(const struct stream *s)
 int stream_digest(const struct stream *s, uint64_t *ret)
 {
 	struct vsr_buf blocks;
-	size_t skip = stream_framed(s) && !s->sealed ? VSR_HEADER_SIZE : 0;
 	int r;
 
 	if (!s->attached) {
-		*ret = digest_bytes(s->config->seed, s->buf ? buf_data(s->buf) + skip : NULL,
-				    stream_length(s));
+		*ret = digest_final(&s->digest);
 		return 0;
 	}
-	r = ingest_bpf_buf(s->config->bpf, s->slot, &blocks);
+	r = ingest_bpf_buf(s->bpf, s->slot, &blocks);
 	if (r < 0)
 		return r;
 	*ret = digest_finish_partial(s->config->seed, s->seen.fold, s->seen.payload, blocks.block);
 	return 0;
+}
+
+uint64_t stream_xxh64(const struct stream *s)
+{
+	return XXH64_digest(s->xxh64);
 }
 
 uint64_t stream_last_byte(const struct stream *s)
@@ -470,7 +530,7 @@ void stream_close(struct stream *s)
 		struct vsr_conn last;
 
 		/* The share as of the last verdict: after the detach nothing draws any more. */
-		if (ingest_bpf_detach(s->config->bpf, s->fd, s->cookie, s->slot, &last) == 0)
+		if (ingest_bpf_detach(s->bpf, s->fd, s->cookie, s->slot, &last) == 0)
 			s->share = last.pool_share;
 		s->attached = false;
 	}
@@ -478,4 +538,6 @@ void stream_close(struct stream *s)
 		pool_give_back(s->config->pool, s->share);
 	s->share = 0;
 	s->buf = buf_unref(s->buf);
+	XXH64_freeState(s->xxh64);
+	s->xxh64 = NULL;
 }

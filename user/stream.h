@@ -18,7 +18,10 @@
 #ifndef VSR_STREAM_H
 #define VSR_STREAM_H
 
+#include <xxhash.h>
+
 #include "buf.h"
+#include "digest.h"
 #include "reason.h"
 #include "vsr_abi.h"
 #include "vsr_frame.h"
@@ -35,6 +38,7 @@ struct stream_config {
 
 struct stream {
 	const struct stream_config *config;
+	struct ingest_bpf *bpf; /* with attached: config->bpf as it was then */
 	int fd;
 	bool vsock;	      /* AF_VSOCK: has credit, SO_MEMINFO means what DESIGN 2 says */
 	bool attached;	      /* the verdict runs on it */
@@ -48,6 +52,11 @@ struct stream {
 	bool offer_told;
 	bool sealed;
 	struct buf *buf; /* NULL as long as nothing was read */
+	/* Of what was read, hashed while it is in the CPU's cache: the payload's digest and XXH64,
+	 * up to `hashed`, an offset into the stream. */
+	struct digest digest;
+	XXH64_state_t *xxh64; /* made with buf */
+	uint64_t hashed;
 };
 
 enum stream_state {
@@ -94,9 +103,15 @@ static inline bool stream_framed(const struct stream *s)
 	return s->seen.mode == VSR_MODE_VSR1 || s->seen.mode == VSR_MODE_VSR2;
 }
 
-/* After STREAM_ENDED: length of the payload, bytes, and its digest. */
+/* After STREAM_ENDED: length of the payload, bytes. */
 uint64_t stream_length(const struct stream *s);
+
+/* After STREAM_ENDED: the digest. With BPF it is BPF's, of bytes that may not be read yet.
+ * Returns 0, or -errno if the maps cannot be read. */
 int stream_digest(const struct stream *s, uint64_t *ret);
+
+/* After stream_take(): XXH64, seed 0, of the payload. */
+uint64_t stream_xxh64(const struct stream *s);
 
 /* CLOCK_BOOTTIME usec of the last byte, 0 if none came. */
 uint64_t stream_last_byte(const struct stream *s);
