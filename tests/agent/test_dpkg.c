@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "agent_test.h"
 
+#include <sys/syscall.h>
+
 #include "agent/dpkg.h"
 #include "agent/utf8.h"
 
@@ -349,6 +351,13 @@ static void links_below_another_root_stay_below_it(void **state)
 	(void)state;
 	make_dirs(tree, "var/lib/dpkg/");
 	snprintf(path, sizeof(path), "%s/var/lib/dpkg/status", tree);
+	/* Before Linux 5.6, and below valgrind, links lead where they say. */
+	if (syscall(SYS_openat2, -1, "", NULL, 0) < 0 && errno == ENOSYS) {
+		rootfs_close(&root);
+		remove_tree(tree);
+		inventory_free(inv);
+		skip();
+	}
 	/* On the machine itself this file exists. */
 	assert_int_equal(symlink("/etc/passwd", path), 0);
 	assert_int_equal(dpkg_read(inv, &root), -ENOENT);

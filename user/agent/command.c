@@ -110,8 +110,12 @@ static int wait_end(pid_t pid, uint64_t deadline)
 
 		if (waitid(P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0 && errno != EINTR)
 			return -errno;
-		if (info.si_pid == pid)
-			return info.si_code == CLD_EXITED && info.si_status == 0 ? 0 : -EIO;
+		if (info.si_pid == pid) {
+			if (info.si_code != CLD_EXITED)
+				return -EIO;
+			/* 127 is how posix_spawn() may say that there is no such program. */
+			return info.si_status == 0 ? 0 : info.si_status == 127 ? -ENOENT : -EIO;
+		}
 		if (clock_now() >= deadline)
 			return -ETIMEDOUT;
 		usleep(WAIT_STEP);

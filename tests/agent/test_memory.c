@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the agent does when memory runs out: each time -ENOMEM, and nothing is lost or torn. */
+#include "agent_test.h"
+
+#include "agent/dpkg.h"
+#include "agent/repositories.h"
+#include "agent/rpm.h"
+#include "agent/synthetic.h"
+#include "agent/vmreport.h"
+
+/* The nth allocation from now fails. */
+static volatile unsigned int fail_at;
+
+static bool fails(void)
+{
+	return fail_at > 0 && --fail_at == 0;
+}
+
+/* The compiler must not see that this is calloc, or it makes it call itself. */
+static void *(*volatile allocate)(size_t size) = malloc;
+
+void *calloc(size_t n, size_t size)
+{
+	void *p = fails() ? NULL : allocate(n * size);
+
+	return p ? memset(p, 0, n * size) : NULL;
+}
+
+void *reallocarray(void *p, size_t n, size_t size)
+{
+	return fails() ? NULL : realloc(p, n * size);
+}
+
+/* valgrind puts its own calloc in the place of ours. */
+static bool failures_reach_us(void)
+{
+	void *volatile p;
+
+	fail_at = 1;
+	p = calloc(1, 1);
+	fail_at = 0;
+	free(p);
+	return !p;
+}
+
+static int parse_all(struct inventory *inv)
+{
+	static const char status[] = "Package: a\nStatus: install ok installed\nVersion: 1\n"
+				     "Architecture: amd64\nSource: b (2)\n\n";
+	static const char rpm[] =
+		"a\t0\t1\t2\tx86_64\tb-1-2.src.rpm\tm:1:2:3:4\t8\tab\tKey ID cd\n";
+	static const char list[] = "deb http://u:p@a b c\n";
+	static const char sources[] = "Types: deb\nURIs: http://a\nSuites: s\nComponents: c\n";
+	static const char repo[] = "[r]\nbaseurl=http://x\n";
+	static const char os[] = "ID=rhel\nNAME=n\nVERSION_ID=9\n";
+	int r;
+
+	r = dpkg_parse(inv, status, strlen(status), DPKG_STATUS, false);
+	if (r >= 0)
+		r = rpm_parse(inv, rpm, strlen(rpm), "sqlite:var/lib/rpm");
+	if (r >= 0)
+		r = repositories_parse_list(inv, list, strlen(list));
+	if (r >= 0)
+		r = repositories_parse_sources(inv, sources, strlen(sources));
+	if (r >= 0)
+		r = repositories_parse_repo(inv, repo, strlen(repo));
+	if (r >= 0)
+		r = osrelease_parse(inv->arena, os, strlen(os), &inv->os);
+	return r;
+}
+
+/* The arena takes its memory in large chunks. Each round leaves less of the first one, so that
+ * another of the parsers' allocations is the one that fails. */
+static void each_parser_survives_every_failing_allocation(void **state)
+{
+	unsigned int failed = 0;
+
+	(void)state;
+	if (!failures_reach_us())
+		skip();
+	for (size_t left = 0; left < 2048; left += 16) {
+		struct inventory *inv = new_inventory();
+		int r;
+
+		assert_non_null(arena_alloc(inv->arena, 64 * KIB - left));
+		for (unsigned int n = 1;; n++) {
+			fail_at = n;
+			r = parse_all(inv);
+			if (r == 0)
+				break;
+			assert_int_equal(r, -ENOMEM);
+			failed++;
+		}
+		fail_at = 0;
+		/* What was taken before the failures is whole. */
+		for (size_t i = 0; i < inv->n_packages; i++)
+			assert_string_equal(inv->packages[i].name, "a");
+		inventory_free(inv);
+	}
+	assert_true(failed >= 128);
+}
+
+static void a_report_survives_every_failing_allocation(void **state)
+{
+	struct inventory *inv = NULL;
+	uint8_t *data = NULL;
+	size_t len = 0;
+	unsigned int n;
+	int r;
+
+	(void)state;
+	if (!failures_reach_us())
+		skip();
+	for (n = 1;; n++) {
+		fail_at = n;
+		r = inventory_new(&inv);
+		if (r == 0) {
+			r = synthetic_fill(inv, 200, 1);
+			if (r == 0)
+				r = vmreport_pack(inv, "42", "id", &data, &len);
+			fail_at = 0;
+			inv = inventory_free(inv);
+		}
+		if (r == 0)
+			break;
+		assert_int_equal(r, -ENOMEM);
+		assert_null(data);
+	}
+	assert_true(n > 5);
+	assert_true(len > 200 * 600);
+	free(data);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(each_parser_survives_every_failing_allocation),
+		cmocka_unit_test(a_report_survives_every_failing_allocation),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
