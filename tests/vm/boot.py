@@ -88,14 +88,14 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -s /proc/self/fd /dev/fd
 ip link set lo up
 hostname vm
+for module in /lib/modules/[0-9]*.ko; do
+    [ -e "$module" ] && insmod "$module"
+done
 for i in 1 2 3 4 5 6 7 8 9 10; do
     stty -opost 2>/dev/null </dev/hvc0 && break
     sleep 0.1
 done
 exec </dev/null >/dev/hvc0 2>&1
-for module in /lib/modules/[0-9]*.ko; do
-    [ -e "$module" ] && insmod "$module"
-done
 read -r cmdline </proc/cmdline
 nonce=${cmdline##*vsr.nonce=}
 nonce=${nonce%% *}
@@ -500,7 +500,9 @@ class Vm:
         self.image.text("/etc/vsr/complaints", KERNEL_COMPLAINTS)
         self.image.add("/etc/os-release")
         self.image.add("/bin/busybox", "/bin/busybox")
-        names = [name for part in modules.split(",") for name in MODULE_SETS.get(part, [part])]
+        # The console; built into newer kernels.
+        names = ["virtio_pci", "virtio_console"]
+        names += [name for part in modules.split(",") for name in MODULE_SETS.get(part, [part])]
         for number, (name, content) in enumerate(self.kernel.modules(names)):
             self.image.text(f"/lib/modules/{number:02}-{name}.ko", content)
         if python:
