@@ -422,6 +422,7 @@ static enum stream_state look_user(struct stream *s, enum reason *ret_reason)
 		count_packet(s, (size_t)got);
 		if (!take_in(s, ret_reason))
 			return STREAM_REFUSED;
+		hash_read(s);
 		if (s->seen.mode == VSR_MODE_VSR2 && !s->offer_told) {
 			s->offer_told = true;
 			return STREAM_OFFER;
