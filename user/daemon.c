@@ -37,6 +37,8 @@ struct daemon {
 	struct settings *started;  /* at the start: the listeners refer to them */
 	sd_event *event;
 	int run_lock, pin_lock;
+	bool has_identity; /* else we stay who we are */
+	struct privilege_identity identity;
 	struct disk *disk;
 	struct upstream *upstream;
 	struct vm_table *vms;
@@ -286,10 +288,15 @@ static int apply(struct daemon *d, const struct settings *s)
 	int result;
 
 	result = admission_set(d->admission, &a);
-	if (result == 0)
-		result = relay_set(d->relay, &r, clock_usec());
 	if (result < 0)
 		return result;
+	result = relay_set(d->relay, &r, clock_usec());
+	if (result < 0) {
+		/* All of it or nothing. */
+		a = admission_of(d->settings);
+		(void)admission_set(d->admission, &a);
+		return result;
+	}
 	ingest_set(d->ingest, &i);
 	vm_table_set_rates(d->vms, grants_of(s), reports_of(s));
 	log_set_level(s->log_level);
@@ -325,7 +332,11 @@ static void reload(struct daemon *d)
 static int on_reload(sd_event_source *source _unused_, const struct signalfd_siginfo *si _unused_,
 		     void *userdata)
 {
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)clock_usec());
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts); /* sd_notify(3): not the core's clock */
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu",
+		   ts.tv_sec * USEC_PER_SEC + ts.tv_nsec / NSEC_PER_USEC);
 	reload(userdata);
 	sd_notify(0, "READY=1");
 	return 0;
@@ -390,6 +401,7 @@ static int on_vsock_retry(sd_event_source *source, uint64_t usec _unused_, void 
 	struct daemon *d = userdata;
 	int fd, r;
 
+	metric_inc(METRIC_LISTEN_RETRIES);
 	r = listener_vsock_open(d->settings->listen.port, d->settings->listen.backlog, &fd);
 	if (r == -EAFNOSUPPORT) {
 		d->vsock_retry_after = MIN(2 * d->vsock_retry_after, VSOCK_RETRY_MAX);
@@ -453,7 +465,9 @@ static int take_lock(const char *directory, int *ret_fd)
 static int start_upstream(struct daemon *d)
 {
 	const char *dir = d->settings->upstream.file_directory;
-	int fd, r;
+	_cleanup_close_ int fd = -1;
+	bool made;
+	int r;
 
 	r = disk_new(DISK_QUEUE, &d->disk);
 	if (r < 0)
@@ -461,16 +475,19 @@ static int start_upstream(struct daemon *d)
 	r = sd_event_add_io(d->event, &d->disk_source, disk_fd(d->disk), EPOLLIN, on_disk, d);
 	if (r < 0)
 		return log_error_errno(r, "disk worker");
-	if (mkdir(dir, 0750) < 0 && errno != EEXIST)
+	made = mkdir(dir, 0750) == 0;
+	if (!made && errno != EEXIST)
 		return log_error_errno(errno, "upstream.file.directory %s", dir);
 	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return log_error_errno(errno, "upstream.file.directory %s", dir);
+	/* Who writes to it is the service user. */
+	if (made && d->has_identity && fchown(fd, d->identity.uid, d->identity.gid) < 0)
+		return log_error_errno(errno, "upstream.file.directory %s", dir);
 	r = upstream_file_new(d->disk, fd, &d->upstream);
-	if (r < 0) {
-		close(fd);
+	if (r < 0)
 		return log_error_errno(r, "upstream");
-	}
+	TAKE_FD(fd);
 	return 0;
 }
 
@@ -561,31 +578,55 @@ static int add_sources(struct daemon *d)
 	if (r >= 0)
 		r = sd_event_set_watchdog(d->event, true);
 	if (r >= 0)
-		r = sd_event_add_time(d->event, &d->timer, CLOCK_BOOTTIME, USEC_INFINITY, 0,
-				      on_timer, d);
+		r = sd_event_add_time(d->event, &d->timer, CLOCK_BOOTTIME, USEC_INFINITY,
+				      10 * USEC_PER_MSEC, on_timer, d);
 	return r < 0 ? log_error_errno(r, "event loop") : 0;
+}
+
+/* Whom to become; looked up first, as what is made before the drop is made for this user. */
+static int find_identity(struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	int r;
+
+	if (!*s->user)
+		return 0;
+	r = privilege_resolve(s->user, s->group, &d->identity);
+	if (r == 0 && *s->hybrid.group)
+		r = privilege_add_group(&d->identity, s->hybrid.group);
+	d->has_identity = true;
+	return r < 0 ? log_error_errno(r, "user %s, group %s", s->user, s->group) : 0;
+}
+
+/* What is needed later must be there for the service user now, and not fail in a week. */
+static int check_access(const struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	const char *const paths[] = { s->file, NULL };
+	const char *path;
+	int r;
+
+	r = privilege_check_readable(paths, &path);
+	if (r < 0)
+		return log_error_errno(r, "%s cannot be read by the user of the service", path);
+	/* A disk that is read-only or full just now does not keep us from starting. */
+	if (access(s->upstream.file_directory, W_OK | X_OK) < 0 && errno == EACCES)
+		return log_error_errno(
+			errno,
+			"upstream.file.directory %s cannot be written by the user of "
+			"the service",
+			s->upstream.file_directory);
+	return 0;
 }
 
 static int drop_privileges(struct daemon *d)
 {
-	const struct settings *s = d->settings;
-	bool change = *s->user || *s->hybrid.group;
-	struct privilege_identity id;
-	char self[16];
 	int r;
 
-	/* Sockets of VMs that come later are given to hybrid.group by whoever we are then. */
-	if (change) {
-		snprintf(self, sizeof(self), "%u", getuid());
-		r = privilege_resolve(*s->user ? s->user : self, s->group, &id);
-		if (r == 0 && *s->hybrid.group)
-			r = privilege_add_group(&id, s->hybrid.group);
-		if (r < 0)
-			return log_error_errno(r, "user %s, group %s, hybrid.group %s", s->user,
-					       s->group, s->hybrid.group);
-	}
-	r = privilege_drop(change ? &id : NULL);
-	return r < 0 ? log_error_errno(r, "cannot drop privileges") : 0;
+	r = privilege_drop(d->has_identity ? &d->identity : NULL);
+	if (r < 0)
+		return log_error_errno(r, "cannot drop privileges");
+	return check_access(d);
 }
 
 static int start_admin(struct daemon *d)
@@ -624,7 +665,7 @@ int daemon_new(const struct daemon_args *args, struct settings *settings, struct
 	/* Who needs privileges comes first. */
 	if ((r = add_sources(d)) < 0 ||
 	    (r = take_lock(settings->run_directory, &d->run_lock)) < 0 ||
-	    (r = start_upstream(d)) < 0 || (r = start_core(d)) < 0 ||
+	    (r = find_identity(d)) < 0 || (r = start_upstream(d)) < 0 || (r = start_core(d)) < 0 ||
 	    (r = start_bpf(d, seed)) < 0 || (r = start_ingest(d, seed)) < 0 ||
 	    (r = start_vsock(d)) < 0)
 		return r;
