@@ -444,6 +444,29 @@ def diag_established():
     return sum(c["n"] for c in counts if c["state"] != "LISTEN")
 
 
+@fact("reading a plain socket sends at most one update for each recv() that empties it")
+def updates_of_reading(fg):
+    figures = {}
+    with listener(PORT) as s:
+        fg.guest(CID)
+        for chunk, size in ((65536, 1 << 20), (1, 3000)):
+            conn = fg.connect(CID, PORT)
+            a = accept(s)
+            before = fg.stats(CID)["rx"]["credit_update"]
+            fg.send(conn, pattern=1, len=size, chunk=chunk, async_=True)
+            left, reads = size, 0
+            while left:
+                left -= len(a.recv(65536))
+                reads += 1
+            fg.wait(conn, "sent")
+            time.sleep(0.2)
+            updates = fg.stats(CID)["rx"]["credit_update"] - before
+            check(updates <= reads, f"{updates} updates, {reads} reads")
+            figures[f"{size} bytes by {chunk}"] = {"reads": reads, "updates": updates}
+            a.close()
+    return figures
+
+
 @fact("before 6.3 no packet is charged to a socket: WMEM is always 0", before=SKB)
 def old_nothing_is_charged(fg):
     n = 12000
