@@ -46,6 +46,7 @@ struct daemon {
 	struct relay *relay;
 	struct ingest_bpf *bpf;
 	struct ingest *ingest;
+	struct probes *probes;
 	struct listener *vsock;
 	struct hybrid *hybrid;
 	struct admin *admin;
@@ -114,13 +115,25 @@ static struct bucket_rate reports_of(const struct settings *s)
 
 /* ---- the turn of the loop ------------------------------------------------------------------------- */
 
+/* The VM is gone, or has read all that was queued before the probe. */
+static void on_probe(struct vsr_vm_id id, uint64_t debt, enum probe_result result, void *userdata)
+{
+	struct daemon *d = userdata;
+	struct vm *vm = vm_table_find(d->vms, id);
+
+	if (!vm || result == PROBE_SILENT)
+		return;
+	/* What came after the probe is not answered by it. */
+	if (result == PROBE_GONE || vm->debt == debt)
+		admission_vm_gone(d->admission, vm);
+}
+
 static void probe_debtors(struct daemon *d, uint64_t now)
 {
 	struct vm *vm;
 
 	while ((vm = admission_debt_probe(d->admission, now)))
-		if (probe_cid_gone(vm->node.id.cid))
-			admission_vm_gone(d->admission, vm);
+		probe_start(d->probes, vm->node.id, vm->debt);
 }
 
 /* After whatever happened: who can go on now goes on. */
@@ -565,6 +578,8 @@ static int start_ingest(struct daemon *d, uint64_t seed)
 	if (d->bpf)
 		relay_observe(d->relay, on_vm_changed, d);
 	r = ingest_new(&s, &parts, &d->ingest);
+	if (r == 0)
+		r = probes_new(d->event, on_probe, d, &d->probes);
 	return r < 0 ? log_error_errno(r, "ingest") : 0;
 }
 
@@ -712,6 +727,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->hybrid = hybrid_free(d->hybrid);
 	d->vsock = listener_free(d->vsock);
 	d->ingest = ingest_free(d->ingest);
+	d->probes = probes_free(d->probes);
 	d->disk_source = sd_event_source_disable_unref(d->disk_source);
 	/* Sends under way are finished: their done() needs relay and upstream. */
 	d->disk = disk_free(d->disk, DISK_DEADLINE);
