@@ -284,13 +284,17 @@ static int on_terminate(sd_event_source *source _unused_, const struct signalfd_
 	return sd_event_add_time_relative(d->event, NULL, CLOCK_BOOTTIME, 0, 0, on_stop_look, d);
 }
 
-static void log_change(const char *key, bool needs_restart, const char *old_value,
-		       const char *new_value, void *arg _unused_)
+static void log_refused(const char *key, bool needs_restart, const char *old_value,
+			const char *new_value, void *arg _unused_)
 {
 	if (needs_restart)
 		log_error("reload: %s needs a restart (%s -> %s)", key, old_value, new_value);
-	else
-		log_info("reload: %s: %s -> %s", key, old_value, new_value);
+}
+
+static void log_applied(const char *key, bool needs_restart _unused_, const char *old_value,
+			const char *new_value, void *arg _unused_)
+{
+	log_info("reload: %s: %s -> %s", key, old_value, new_value);
 }
 
 static int apply(struct daemon *d, const struct settings *s)
@@ -329,13 +333,14 @@ static void reload(struct daemon *d)
 			  errors.message[i].text);
 	settings_errors_done(&errors);
 	if (r == 0)
-		r = settings_reload_diff(d->settings, s, log_change, NULL);
+		r = settings_reload_diff(d->settings, s, log_refused, NULL);
 	if (r == 0)
 		r = apply(d, s);
 	if (r != 0) {
 		log_error("reload refused, the settings stay as they were");
 		return;
 	}
+	(void)settings_reload_diff(d->settings, s, log_applied, NULL);
 	if (d->settings != d->started)
 		settings_free(d->settings);
 	d->settings = TAKE_PTR(s);
