@@ -16,7 +16,7 @@
 
 struct world {
 	char path[64];
-	char log_path[64];
+	char log_path[80];
 	int stderr_was;
 	struct disk *disk;
 	struct upstream *up;
