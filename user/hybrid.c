@@ -4,11 +4,9 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/openat2.h>
 #include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 
 #include "log.h"
@@ -239,25 +237,43 @@ static bool match_name(const struct hybrid_watch *w, const char *name, uint32_t 
 	return true;
 }
 
-/* Opens the directory of path beneath dir_fd without following links; *ret_name is path's last
- * component. */
+/* Opens a directory of dir_fd, not through a link. */
+static int open_directory(int dir_fd, const char *name)
+{
+	struct stat st;
+	int fd;
+
+	if (streq(name, ".."))
+		return -EINVAL;
+	fd = openat(dir_fd, name, O_DIRECTORY | O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd >= 0)
+		return fd;
+	/* A link is no directory, says the kernel; we say that it is a link. */
+	if (errno == ENOTDIR && fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    S_ISLNK(st.st_mode))
+		return -ELOOP;
+	return -errno;
+}
+
+/* Opens the directory of path beneath dir_fd, a component at a time, without following links;
+ * *ret_name is path's last component. (openat2() would do it at once; valgrind lacks it.) */
 static int open_beneath(int dir_fd, const char *path, int *ret_fd, const char **ret_name)
 {
-	struct open_how how = {
-		.flags = O_DIRECTORY | O_RDONLY | O_CLOEXEC,
-		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
-	};
-	const char *slash = strrchr(path, '/');
-	_cleanup_free_ char *dir = slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
-	long fd;
+	_cleanup_close_ int fd = open_directory(dir_fd, ".");
+	const char *slash;
 
-	if (!dir)
-		return -ENOMEM;
-	fd = syscall(SYS_openat2, dir_fd, dir, &how, sizeof(how));
+	while (fd >= 0 && (slash = strchr(path, '/'))) {
+		_cleanup_free_ char *name = strndup(path, (size_t)(slash - path));
+		int next = name ? open_directory(fd, *name ? name : ".") : -ENOMEM;
+
+		safe_close(fd);
+		fd = next;
+		path = slash + 1;
+	}
 	if (fd < 0)
-		return -errno;
-	*ret_fd = (int)fd;
-	*ret_name = slash ? slash + 1 : path;
+		return fd;
+	*ret_fd = TAKE_FD(fd);
+	*ret_name = path;
 	return 0;
 }
 
