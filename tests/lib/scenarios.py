@@ -319,7 +319,7 @@ def unchanged(world):
 
 def rate_limit(world):
     """A limited report is not lost: the newest content goes out with the next token."""
-    with world.relay({"rate": {"reports_per_minute": 10}}) as r:
+    with world.relay({"rate": {"reports_per_minute": 6}}) as r:
         address, cid = world.address(r), world.cid()
         first, second, third = (rp.report(cid, 5000, seed=i) for i in range(3))
         assert rp.send_framed(address, first) == rp.ACCEPTED
