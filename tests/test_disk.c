@@ -340,7 +340,7 @@ static void a_full_disk_leaves_the_old_file_and_no_other(void **state)
 	assert_int_equal(disk_write_file(on.fd, "tmp", "file", large, sizeof(large)), -ENOSPC);
 	assert_text(&on, "file", "old");
 	assert_int_equal(faccessat(on.fd, "tmp", F_OK, 0), -1);
-	assert_int_equal(mount("none", f->path, NULL, MS_REMOUNT | MS_RDONLY, NULL), 0);
+	assert_int_equal(mount("none", f->path, "tmpfs", MS_REMOUNT | MS_RDONLY, NULL), 0);
 	assert_int_equal(write_text(&on, "new"), -EROFS);
 	assert_text(&on, "file", "old");
 	close(on.fd);

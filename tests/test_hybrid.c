@@ -564,6 +564,11 @@ static void without_descriptors_the_listener_rests(void **state)
 	char line[1000];
 
 	assert_non_null(f);
+	/* It accepts, and says EMFILE after that: the connection is gone. */
+	if (strstr(getenv("LD_PRELOAD") ?: "", "valgrind")) {
+		close(was);
+		skip();
+	}
 	assert_int_equal(start(w, single), 0);
 	fd = try_connect(w, "vm.sock_" PORT);
 	assert_true(fd >= 0);
