@@ -40,6 +40,7 @@ struct daemon {
 	bool has_identity; /* else we stay who we are */
 	struct privilege_identity identity;
 	struct disk *disk;
+	bool disk_hangs; /* said so */
 	struct upstream *upstream;
 	struct vm_table *vms;
 	struct admission *admission;
@@ -136,15 +137,31 @@ static void probe_debtors(struct daemon *d, uint64_t now)
 		probe_start(d->probes, vm->node.id, vm->debt);
 }
 
+/* Reports that cannot be written stay in custody; that the disk hangs is said once. Returns when
+ * to look again. */
+static uint64_t watch_disk(struct daemon *d, uint64_t now)
+{
+	bool hangs = disk_busy_for(d->disk) > DISK_DEADLINE;
+
+	if (hangs && !d->disk_hangs)
+		log_error(
+			"%s: the disk has not answered for %llu s; reports are held until it does",
+			d->settings->upstream.file_directory, DISK_DEADLINE / USEC_PER_SEC);
+	else if (!hangs && d->disk_hangs)
+		log_notice("the disk answers again");
+	d->disk_hangs = hangs;
+	return disk_pending(d->disk) > 0 ? usec_add(now, DISK_DEADLINE) : USEC_INFINITY;
+}
+
 /* After whatever happened: who can go on now goes on. */
 static void turn(struct daemon *d)
 {
 	uint64_t now = clock_usec(), next;
-
 	ingest_run(d->ingest, now);
 	relay_run(d->relay, now);
 	probe_debtors(d, now);
 	next = MIN(admission_next_event(d->admission, now), relay_next_event(d->relay));
+	next = MIN(next, watch_disk(d, now));
 	sd_event_source_set_time(d->timer, next);
 	sd_event_source_set_enabled(d->timer,
 				    next == USEC_INFINITY ? SD_EVENT_OFF : SD_EVENT_ONESHOT);
@@ -509,8 +526,17 @@ static int start_upstream(struct daemon *d)
 	return 0;
 }
 
+/* Locks the pin directory if it is there: not every system has a BPF file system, and then nothing
+ * is shared either. */
+static int lock_pins(struct daemon *d)
+{
+	const char *dir = d->settings->pin_directory;
+
+	return d->pin_lock < 0 && access(dir, F_OK) == 0 ? take_lock(dir, &d->pin_lock) : 0;
+}
+
 /* As far as bpf and the kernel allow: the verdict; else maps for people; else nothing. */
-static int start_bpf(struct daemon *d, uint64_t seed)
+static int load_bpf(struct daemon *d, uint64_t seed)
 {
 	const struct settings *s = d->settings;
 	struct ingest_bpf_settings b = {
@@ -527,12 +553,6 @@ static int start_bpf(struct daemon *d, uint64_t seed)
 	};
 	int r;
 
-	/* Not every system has a BPF file system there; then nothing is shared either. */
-	if (access(s->pin_directory, F_OK) == 0) {
-		r = take_lock(s->pin_directory, &d->pin_lock);
-		if (r == -EWOULDBLOCK)
-			return r;
-	}
 	r = ingest_bpf_new(&b, &d->bpf);
 	if (r == 0 || b.maps_only)
 		return 0;
@@ -543,6 +563,21 @@ static int start_bpf(struct daemon *d, uint64_t seed)
 	if (ingest_bpf_new(&b, &d->bpf) < 0)
 		log_info("no maps to inspect either: %s", ingest_bpf_why());
 	return 0;
+}
+
+static int start_bpf(struct daemon *d, uint64_t seed)
+{
+	int r;
+
+	r = lock_pins(d);
+	if (r == -EWOULDBLOCK)
+		return r;
+	r = load_bpf(d, seed);
+	if (r < 0)
+		return r;
+	/* The directory may be new. */
+	r = lock_pins(d);
+	return r == -EWOULDBLOCK ? r : 0;
 }
 
 static double random_fraction(void *userdata _unused_)

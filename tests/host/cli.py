@@ -453,11 +453,14 @@ def disk_hung():
                 assert m["contents_held"] == 12 and m["contents_in_flight"] == 8, m
                 assert time.monotonic() - start < 20
                 assert r.stored(100) is None
+                wait_for(lambda: "the disk has not answered" in r.log(), 60, "said so")
             finally:
                 subprocess.run(["fsfreeze", "-u", r.stored_dir], check=True)
             for n in range(12):
                 r.wait_stored(100 + n, payloads[n])
             r.wait_metric("contents_held", value=0)
+            wait_for(lambda: "the disk answers again" in r.log(), 20, "said so")
+            assert len(re.findall("the disk has not answered", r.log())) == 1, r.log()
             assert r.stop() == 0
 
 
