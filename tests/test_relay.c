@@ -726,6 +726,25 @@ static void a_limited_report_waits_for_the_token_and_is_counted_once(void **stat
 	world_close(&w);
 }
 
+static void a_content_is_counted_as_limited_once_however_often_it_is(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), one_a_minute);
+	assert_int_equal(submit(&w, 7, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_FAILED);
+	for (unsigned minute = 1; minute < 5; minute++) {
+		run_at(&w, T0 + minute * MIN1 - SEC); /* due, and no token */
+		assert_int_equal(w.up.n_sends, 0);
+		run_at(&w, T0 + minute * MIN1);
+		if (w.up.n_sends > 0)
+			end(&w, SEND_FAILED);
+	}
+	assert_int_equal(w.up.started, 4); /* at 0, 60, 120 (due 90) and 180 s */
+	assert_int_equal(metric_get(METRIC_RATE_LIMITED, METRIC_RATE_STALE_ACK), 1);
+	world_close(&w);
+}
+
 static void limited_without_an_ack_for_4_h_is_stale_ack(void **state _unused_)
 {
 	struct relay_settings s = defaults();
@@ -1315,6 +1334,7 @@ int main(void)
 		cmocka_unit_test(equal_digest_of_other_bytes_is_new_content_if_cached),
 		cmocka_unit_test(dedup_bytes_decides_nothing_by_digest_alone),
 		cmocka_unit_test(a_limited_report_waits_for_the_token_and_is_counted_once),
+		cmocka_unit_test(a_content_is_counted_as_limited_once_however_often_it_is),
 		cmocka_unit_test(limited_without_an_ack_for_4_h_is_stale_ack),
 		cmocka_unit_test(a_token_comes_back_only_when_nothing_can_have_been_delivered),
 		cmocka_unit_test(an_upstream_that_takes_nothing_costs_no_token_and_no_resend),
