@@ -11,6 +11,7 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -32,7 +33,8 @@ struct ingest_world {
 	struct upstream up;
 	struct upstream_send *sends[64]; /* with hold: under way */
 	size_t n_sends;
-	bool hold; /* sends do not end by themselves */
+	bool hold;	      /* sends do not end by themselves */
+	unsigned descriptors; /* open before */
 	/* change before ingest_world_open() */
 	struct admission_settings admission_settings;
 	struct ingest_settings settings;
@@ -63,6 +65,19 @@ static inline void ingest_world_defaults(struct ingest_world *w)
 	w->admission_settings.wait = PATIENCE;
 }
 
+/* Descriptors of this process. */
+static inline unsigned count_descriptors(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	assert_non_null(dir);
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
 static inline void ingest_world_open(struct ingest_world *w)
 {
 	static const struct upstream_ops ops = { .name = "test", .send = ingest_world_send };
@@ -75,6 +90,7 @@ static inline void ingest_world_open(struct ingest_world *w)
 	struct ingest_parts parts;
 
 	metrics_reset();
+	w->descriptors = count_descriptors();
 	w->up.ops = &ops;
 	assert_true(sd_event_new(&w->event) >= 0);
 	assert_int_equal(vm_table_new(VM_TABLE_MAX, unlimited, unlimited, &w->vms), 0);
@@ -148,6 +164,8 @@ static inline void ingest_world_close(struct ingest_world *w)
 	w->admission = admission_free(w->admission);
 	w->vms = vm_table_free(w->vms);
 	w->event = sd_event_unref(w->event);
+	/* The test has closed its ends. */
+	assert_int_equal(count_descriptors(), w->descriptors);
 }
 
 static inline unsigned refused(enum reason reason)

@@ -522,14 +522,16 @@ static unsigned count_lines(FILE *f, const char *what)
 
 static void a_refusal_is_logged_once_per_vm_and_a_while(void **state _unused_)
 {
-	int was = dup(STDERR_FILENO);
-	_cleanup_fclose_ FILE *f = tmpfile();
 	struct ingest_world w;
+	FILE *f;
+	int was;
 
-	assert_non_null(f);
-	assert_true(dup2(fileno(f), STDERR_FILENO) >= 0);
 	ingest_world_defaults(&w);
 	ingest_world_open(&w);
+	was = dup(STDERR_FILENO);
+	f = tmpfile();
+	assert_non_null(f);
+	assert_true(dup2(fileno(f), STDERR_FILENO) >= 0);
 	for (unsigned i = 0; i < 5; i++)
 		for (uint32_t cid = 42; cid < 44; cid++) {
 			int fds[2], fd = connect_as(&w, cid);
@@ -550,6 +552,7 @@ static void a_refusal_is_logged_once_per_vm_and_a_while(void **state _unused_)
 	assert_int_equal(count_lines(f, "refused VM 0:42"), 1);
 	assert_int_equal(count_lines(f, "refused VM 0:43"), 1);
 	assert_int_equal(count_lines(f, "refused VM 0:2:"), 1);
+	fclose(f);
 	ingest_world_close(&w);
 }
 
