@@ -256,6 +256,29 @@ static void who_waits_is_not_read_and_gets_its_turn(void **state _unused_)
 	ingest_world_close(&w);
 }
 
+static void who_sent_all_and_left_while_it_waited_still_gets_its_turn(void **state _unused_)
+{
+	_cleanup_free_ uint8_t *p = NULL;
+	size_t n = make_report(43, 'a', 1000, VSR_MODE_RAW, &p);
+	struct ingest_world w;
+	int first, second;
+
+	ingest_world_defaults(&w);
+	w.admission_settings.places = 1;
+	ingest_world_open(&w);
+	w.hold = true;
+	first = take_place(&w, 42);
+	second = connect_as(&w, 43);
+	send_all(&w, second, p, n);
+	close(second);
+	ingest_world_settle(&w);
+	assert_int_equal(places(&w).waiting, 1);
+	close(first);
+	TURN_UNTIL(&w, held(&w) == 1);
+	assert_int_equal(w.sends[0]->vm.cid, 43);
+	ingest_world_close(&w);
+}
+
 static void a_waiter_refused_is_answered_only_if_framed(void **state _unused_)
 {
 	struct ingest_world w;
@@ -567,6 +590,7 @@ int main(void)
 		cmocka_unit_test(without_a_cache_the_answer_is_the_sends),
 		cmocka_unit_test(a_stop_forgets_reports_that_wait_for_their_send),
 		cmocka_unit_test(who_waits_is_not_read_and_gets_its_turn),
+		cmocka_unit_test(who_sent_all_and_left_while_it_waited_still_gets_its_turn),
 		cmocka_unit_test(a_waiter_refused_is_answered_only_if_framed),
 		cmocka_unit_test(who_waits_too_long_is_busy),
 		cmocka_unit_test(reserved_cids_are_refused_on_vsock_alone),
