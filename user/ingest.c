@@ -566,17 +566,18 @@ static int on_bpf_events(sd_event_source *source _unused_, int fd _unused_,
 static void conn_tick(struct conn *c, uint64_t now)
 {
 	struct admission *a = c->ingest->parts.admission;
+	uint64_t wmem = conn_wmem(c);
 	enum reason reason;
 
-	if (c->vsock && admission_wants_wmem(&c->ticket) && conn_wmem(c) == 0)
+	if (c->vsock && wmem == 0 && admission_wants_wmem(&c->ticket))
 		admission_drained(a, &c->ticket);
 	switch (c->state) {
 	case CONN_RECEIVING:
-		if (c->vsock && !c->stream.attached && conn_wmem(c) > VSR_UNREAD_UPDATES) {
+		/* The verdict sees data only: requests for credit queue updates without it. */
+		if (wmem > VSR_UNREAD_UPDATES)
 			conn_refuse(c, REASON_UNREAD_UPDATES, NULL, now);
-			break;
-		}
-		conn_look(c, now);
+		else
+			conn_look(c, now);
 		break;
 	case CONN_OFFERED:
 		if (timed_out(c, now, &reason))
@@ -587,6 +588,10 @@ static void conn_tick(struct conn *c, uint64_t now)
 			conn_close(c, now);
 		break;
 	case CONN_WAITING:
+		/* Credit can be asked for before there is any. */
+		if (wmem > VSR_UNREAD_UPDATES)
+			refuse_waiter(c, REASON_UNREAD_UPDATES, now);
+		break;
 	case CONN_SUBMITTED:
 		break;
 	}
