@@ -157,6 +157,11 @@ static uint64_t watch_disk(struct daemon *d, uint64_t now)
 static void turn(struct daemon *d)
 {
 	uint64_t now = clock_usec(), next;
+	struct admission_figures a;
+
+	admission_figures(d->admission, &a);
+	if (a.debtors > 0 && d->vsock)
+		listener_look(d->vsock);
 	ingest_run(d->ingest, now);
 	relay_run(d->relay, now);
 	probe_debtors(d, now);

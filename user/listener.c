@@ -2,6 +2,7 @@
 #include "listener.h"
 
 #include <linux/vm_sockets.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -130,6 +131,14 @@ static int on_listener(sd_event_source *source _unused_, int listen_fd, uint32_t
 	}
 	set_turn(l, false);
 	return 0;
+}
+
+void listener_look(const struct listener *l)
+{
+	struct pollfd p = { .fd = l->fd, .events = POLLIN };
+
+	if (l->vsock && poll(&p, 1, 0) == 0)
+		ingest_backlog_empty(l->ingest);
 }
 
 struct listener *listener_free(struct listener *l)
