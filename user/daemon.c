@@ -643,19 +643,24 @@ static int add_sources(struct daemon *d)
 	return r < 0 ? log_error_errno(r, "event loop") : 0;
 }
 
-/* Whom to become; looked up first, as what is made before the drop is made for this user. */
+/* Whom to become; looked up first, as what is made before the drop is made for this user. Sockets
+ * of VMs that come later are given to hybrid.group by whoever we are then. */
 static int find_identity(struct daemon *d)
 {
 	const struct settings *s = d->settings;
+	char self[16];
 	int r;
 
-	if (!*s->user)
+	d->has_identity = *s->user || *s->hybrid.group;
+	if (!d->has_identity)
 		return 0;
-	r = privilege_resolve(s->user, s->group, &d->identity);
+	snprintf(self, sizeof(self), "%u", getuid());
+	r = privilege_resolve(*s->user ? s->user : self, s->group, &d->identity);
 	if (r == 0 && *s->hybrid.group)
 		r = privilege_add_group(&d->identity, s->hybrid.group);
-	d->has_identity = true;
-	return r < 0 ? log_error_errno(r, "user %s, group %s", s->user, s->group) : 0;
+	return r < 0 ? log_error_errno(r, "user %s, group %s, hybrid.group %s", s->user, s->group,
+				       s->hybrid.group)
+		     : 0;
 }
 
 /* What is needed later must be there for the service user now, and not fail in a week. */
