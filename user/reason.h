@@ -35,6 +35,7 @@
 	X(ZERO_LENGTH, "zero_length", VSR_STATUS_REFUSED, true, "packet without payload")         \
 	X(BAD_PACKET, "bad_packet", VSR_STATUS_REFUSED, true, "packet with impossible length")    \
 	X(BYPASS, "bypass", VSR_STATUS_REFUSED, true, "bytes that BPF did not see")               \
+	X(AFTER_END, "after_end", VSR_STATUS_REFUSED, true, "bytes after the stream's own end")   \
 	X(UNREAD_UPDATES, "unread_updates", VSR_STATUS_REFUSED, true,                             \
 	  "guest does not read its credit updates")                                               \
 	X(KERNEL_DIGEST, "kernel_digest", VSR_STATUS_INTERNAL, false,                             \
