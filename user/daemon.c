@@ -434,7 +434,7 @@ static int explain_bind(const struct settings *s, int r)
 	return log_error_errno(r, "vsock port %u", s->listen.port);
 }
 
-static int drop_privileges(struct daemon *d);
+static int begin_service(struct daemon *d);
 
 static int on_vsock_retry(sd_event_source *source, uint64_t usec _unused_, void *userdata)
 {
@@ -454,7 +454,7 @@ static int on_vsock_retry(sd_event_source *source, uint64_t usec _unused_, void 
 	else
 		explain_bind(d->settings, r);
 	if (r == 0)
-		r = drop_privileges(d);
+		r = begin_service(d);
 	d->vsock_retry = sd_event_source_disable_unref(source);
 	if (r < 0) {
 		d->result = r;
@@ -552,8 +552,8 @@ static int load_bpf(struct daemon *d, uint64_t seed)
 		.blocks = (uint32_t)(s->cache.bytes / VSR_BLOCK_SIZE),
 		.pool_limit = admission_reserve(d->admission),
 		.pin_dir = s->pin_directory,
-		.pin_uid = (uid_t)-1,
-		.pin_gid = (gid_t)-1,
+		.pin_uid = d->has_identity ? d->identity.uid : (uid_t)-1,
+		.pin_gid = d->has_identity ? d->identity.gid : (gid_t)-1,
 		.maps_only = s->bpf == SETTINGS_BPF_OFF || !s->listen.vsock,
 	};
 	int r;
@@ -710,6 +710,15 @@ static int start_admin(struct daemon *d)
 	return r < 0 ? log_error_errno(r, "metrics.listen or admin_socket") : 0;
 }
 
+/* The last steps of a start. While a kernel without AF_VSOCK is waited for, with privileges that
+ * the bind will need, nobody is listened to (SPEC 3), so they wait too. */
+static int begin_service(struct daemon *d)
+{
+	int r = start_admin(d);
+
+	return r < 0 ? r : drop_privileges(d);
+}
+
 int daemon_new(const struct daemon_args *args, struct settings *settings, struct daemon **ret)
 {
 	_cleanup_(daemon_freep)
@@ -739,11 +748,11 @@ int daemon_new(const struct daemon_args *args, struct settings *settings, struct
 		if (r < 0)
 			return r;
 	}
-	r = start_admin(d);
-	if (r == 0 && !d->vsock_retry)
-		r = drop_privileges(d);
-	if (r < 0)
-		return r;
+	if (!d->vsock_retry) {
+		r = begin_service(d);
+		if (r < 0)
+			return r;
+	}
 	r = sd_event_add_post(d->event, &d->post, on_post, d);
 	if (r < 0)
 		return log_error_errno(r, "event loop");

@@ -681,8 +681,11 @@ void ingest_accepted(struct ingest *i, int fd, bool vsock, struct vsr_vm_id id)
 		return;
 	}
 	r = admission_arrive(i->parts.admission, &c->ticket, vm, now, &reason);
-	if (r < 0)
+	if (r < 0) {
+		/* It has no ticket: what the kernel has queued for the guest is debt right away. */
+		admission_debt_add(i->parts.admission, vm, conn_wmem(c), now);
 		refuse_waiter(c, reason, now);
+	}
 }
 
 void ingest_backlog_empty(struct ingest *i)
