@@ -77,6 +77,7 @@ static struct ingest_settings ingest_of(const struct settings *s)
 		.deadline = s->report.deadline_usec,
 		.idle = s->report.idle_usec,
 		.allow_reserved_cids = s->allow_reserved_cids,
+		.bpf_required = s->bpf == SETTINGS_BPF_REQUIRED,
 	};
 }
 
