@@ -506,10 +506,12 @@ def goes_on_after_its_end(s, g):
         conn = g.open()
         g.fg.send(conn, payload)
         g.fg.shutdown(conn, flags=SHUTDOWN_SEND, async_=True)
-        g.fg.rw(conn, len=3000, count=300, check=False)
+        g.fg.rw(conn, len=3000, fill=255, count=300, check=False)
         g.fg.close(conn)
         s.wait_idle()
-    return Expect(some={"after_end"}, stored=payload, either=True)
+    # Without BPF the packets are more than the credit allows, when nobody reads any more.
+    some = {"after_end"} if s.bpf else {"malformed", "aborted"}
+    return Expect(some=some, stored=payload, either=True)
 
 
 def deaf(s, g):
@@ -591,6 +593,8 @@ ATTACKS = (
     repeated_fields, claims_another_cid, gone_in_mid_report, connect_and_vanish,
     credit_requests_unread, unread_then_read, unread_then_gone,
 )  # fmt: skip
+# In user-space mode the kernel sends an update only when credit runs low: none pile up.
+BPF_ONLY = {unread_then_read, unread_then_gone}
 # These leave sockets that the kernel holds for LINGER_S. They come last, and their remains are
 # looked for at the end of the round.
 LINGERING = {
@@ -856,6 +860,8 @@ def run_suite(tap, bpf, mode, rounds):
     try:
         for number in range(1, rounds + 1):
             for index, function in enumerate(ATTACKS):
+                if function in BPF_ONLY and not bpf:
+                    continue
                 summary = " ".join(function.__doc__.split())
                 tap.run(
                     f"{name}: {function.__name__}, round {number}: {summary}",

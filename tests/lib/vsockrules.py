@@ -4,7 +4,6 @@ maps and what becomes of them when the relay is stopped, killed, or started twic
 
 import os
 import signal
-import socket
 import subprocess
 
 import report as rp
@@ -15,6 +14,7 @@ from relay import Relay, wait_for
 
 PORT = 818
 CID = 1500
+CID_LOCAL = 1  # VMADDR_CID_LOCAL; Python 3.11 has no name for it
 PIN_DIRECTORY = "/sys/fs/bpf/vsock_relay"
 PINNED = {"vsr_conns", "vsr_grants", "vsr_bufs", "vsr_pool", "vsr_blocks", "vsr_vms",
           "vsr_vm_state", "vsr_stats", "vsr_socks", "vsr_events", "vsr_abi"}  # fmt: skip
@@ -33,7 +33,7 @@ def send_nothing(s):
 def reserved_cids(bpf):
     """CID 0, 1 and 2 are refused unless it is allowed: not one byte is sent."""
     with Relay({"bpf": bpf}) as relay:
-        with rp.connect((socket.VMADDR_CID_LOCAL, PORT)) as s:
+        with rp.connect((CID_LOCAL, PORT)) as s:
             send_nothing(s)
         wait_for(lambda: relay.refused() == {"reserved_cid": 1}, 10, "reserved_cid is counted")
         metrics = relay.check()
@@ -45,9 +45,9 @@ def zero_credit(bpf):
     """An agent that is refused before its grant has sent nothing, and is not answered: on
     loopback by a real kernel's send(), and from a VM of its own."""
     with Relay({"bpf": bpf, "allow_reserved_cids": True}) as relay, FakeGuest() as fg:
-        held = [rp.connect((socket.VMADDR_CID_LOCAL, PORT)) for _ in range(3)]
+        held = [rp.connect((CID_LOCAL, PORT)) for _ in range(3)]
         relay.wait_metric("sem_holding_size", value=2)
-        with rp.connect((socket.VMADDR_CID_LOCAL, PORT)) as fourth:
+        with rp.connect((CID_LOCAL, PORT)) as fourth:
             send_nothing(fourth)
             assert rp.closed_by_peer(fourth), "the relay answered"
         for s in held:
@@ -103,7 +103,7 @@ def maps_have_names(bpf):
 
 def send_one(relay, seed):
     payload = rp.report(1, 5000, seed=seed)
-    assert rp.send_framed((socket.VMADDR_CID_LOCAL, PORT), payload) == rp.ACCEPTED
+    assert rp.send_framed((CID_LOCAL, PORT), payload) == rp.ACCEPTED
     relay.wait_stored(1, payload)
     relay.wait_metric("contents_held", value=0)
 
@@ -132,7 +132,7 @@ def killed(bpf):
     with Relay({"bpf": bpf, "allow_reserved_cids": True}) as relay:
         send_one(relay, 1)
         payload = rp.report(1, 5000, seed=2)
-        with rp.connect((socket.VMADDR_CID_LOCAL, PORT)) as s:
+        with rp.connect((CID_LOCAL, PORT)) as s:
             s.sendall((rp.header(payload) + payload)[:3000])
             relay.wait_metric("sem_holding_size", value=1)
             relay.signal(signal.SIGKILL)
