@@ -177,6 +177,7 @@ demo:
 #: make check        all tests that fit into 15 minutes; installs what they need
 check: deps
 	$(SUBMAKE) check-build
+	$(Q)scripts/fetch-kernel 6.12 >/dev/null
 	$(Q)tests/run --build $(B) check
 
 #: make check-unit   unit tests alone: seconds, no root
@@ -212,7 +213,7 @@ check-guest: deps
 #: make check-matrix the daemon on each Debian kernel that it is made for
 check-matrix: deps
 	$(SUBMAKE) all tools
-	$(Q)tests/run --build $(B) vm-6.1 vm vm-user
+	$(Q)tests/run --build $(B) vm-6.1 vm vm-hostile vm-user vm-unstable
 
 #: make soak         SOAK seconds (1200) of mixed load over hybrid sockets
 SOAK ?= 1200
