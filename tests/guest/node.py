@@ -309,14 +309,18 @@ TESTS = {
     "the guest's kernel is powered off in mid-report: aborted, nothing is stored": power_off,
 }
 
+# What --quick leaves out: the same paths with more bytes.
+LONG = (largest,)
+
 
 def main():
     tap = Tap()
     part = sys.argv[1] if len(sys.argv) > 1 else ""
+    quick = part == "--quick"
     guest = Guest()
     try:
         for name, test in TESTS.items():
-            if test is up or part in name:
+            if test is up or (test not in LONG if quick else part in name):
                 tap.run(name, test, guest)
             if tap.failed and test is up:
                 break  # no other can pass

@@ -3,7 +3,7 @@
 """VM in VM: a node with the relay, BPF attached, and in it a second QEMU, a real guest with CID 42
 whose kernel sends through virtio-vsock. The tests are in node.py, which runs in the node.
 
-    tests/guest/run.py BUILD [PART OF A TEST'S NAME]
+    tests/guest/run.py BUILD [--quick | PART OF A TEST'S NAME]
 """
 
 import os
@@ -18,7 +18,7 @@ MACHINE = ("/var/lib/dpkg/status", "/etc/os-release")
 
 def main():
     if len(sys.argv) not in (2, 3):
-        sys.exit("usage: tests/guest/run.py BUILD [PART OF A TEST'S NAME]")
+        sys.exit("usage: tests/guest/run.py BUILD [--quick | PART OF A TEST'S NAME]")
     build = Path(sys.argv[1]).resolve()
     agent = f"{build}/vsock-agent-static:/usr/bin/vsock-agent"
     boot = [

@@ -91,6 +91,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--expect", choices=("bpf", "user"), default="bpf")
     parser.add_argument("--worlds", default="rules,loopback,vhost,loopback-user,hostile")
+    parser.add_argument("--rounds", type=int, default=hostile.ROUNDS, help="of hostile guests")
     parser.add_argument("only", nargs="?")
     options = parser.parse_args()
     tap = Tap(options.only)
@@ -107,7 +108,7 @@ def main():
     if "vhost-user" in worlds and bpf:
         scenarios.run_all(tap, Vhost(False, "off"))
     if "hostile" in worlds:
-        hostile.run_all(tap, bpf)
+        hostile.run_all(tap, bpf, options.rounds)
     tap.end()
 
 
