@@ -20,6 +20,7 @@
 #include "probe.h"
 #include "relay.h"
 #include "upstream_file.h"
+#include "upstream_grpc.h"
 
 /* Jobs of the disk worker: every send under way, and as many again. */
 #define DISK_QUEUE (2 * RELAY_IN_FLIGHT_MAX)
@@ -84,6 +85,7 @@ static struct relay_settings relay_of(const struct settings *s)
 		.refresh_interval = s->refresh_interval_usec,
 		.stale_ack = s->rate.stale_ack_threshold_usec,
 		.custody_max_age = s->custody_max_age_usec,
+		.ns = s->ns,
 		.slots_auto = s->cache.slots == SETTINGS_SLOTS_AUTO,
 		.cache = { .slots = s->cache.slots == SETTINGS_SLOTS_AUTO ? SLOTS_AUTO_MIN
 									  : s->cache.slots,
@@ -214,6 +216,8 @@ static void refresh_metrics(void *userdata)
 	metric_set(METRIC_CONTENTS_HELD, (double)r.held);
 	metric_set(METRIC_CONTENTS_IN_FLIGHT, (double)r.in_flight);
 	metric_set(METRIC_CONTENTS_AWAITING_ACK, (double)r.awaiting);
+	metric_set(METRIC_UPSTREAM_READY, d->upstream->ready);
+	metric_set(METRIC_UPSTREAM_PAUSED, r.paused);
 	metric_set(METRIC_OLDEST_UNACKED, (double)r.oldest / USEC_PER_SEC);
 	metric_set(METRIC_CACHE_SLOTS_USED, (double)r.cache.slots_used);
 	metric_set(METRIC_CACHE_SLOTS, (double)r.cache.slots);
@@ -450,7 +454,31 @@ static int take_lock(const char *directory, int *ret_fd)
 	return r < 0 ? log_error_errno(r, "cannot lock %s", directory) : 0;
 }
 
-static int start_upstream(struct daemon *d)
+static int start_grpc(struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	struct upstream_grpc_settings g = {
+		.conn = { .address = s->upstream.grpc.address,
+			  .plaintext = s->upstream.grpc.plaintext,
+			  .tls = { .ca = s->upstream.grpc.ca,
+				   .certificate = s->upstream.grpc.certificate,
+				   .key = s->upstream.grpc.key },
+			  .server_name = s->upstream.grpc.server_name,
+			  .ping_interval = s->upstream.grpc.keepalive_usec,
+			  .ping_timeout = s->upstream.grpc.keepalive_timeout_usec },
+		.communicate = s->upstream.grpc.acks == SETTINGS_ACKS_COMMUNICATE,
+		.node_name = s->node_name,
+	};
+	int r;
+
+	if (s->upstream.grpc.plaintext)
+		log_warning("upstream.grpc.plaintext: reports are sent unencrypted to %s",
+			    s->upstream.grpc.address);
+	r = upstream_grpc_new(d->event, &g, &d->upstream);
+	return r < 0 ? log_error_errno(r, "upstream.grpc") : 0;
+}
+
+static int start_file(struct daemon *d)
 {
 	const char *dir = d->settings->upstream.file_directory;
 	int fd, r;
@@ -472,6 +500,11 @@ static int start_upstream(struct daemon *d)
 		return log_error_errno(r, "upstream");
 	}
 	return 0;
+}
+
+static int start_upstream(struct daemon *d)
+{
+	return d->settings->upstream.kind == SETTINGS_UPSTREAM_GRPC ? start_grpc(d) : start_file(d);
 }
 
 /* As far as bpf and the kernel allow: the verdict; else maps for people; else nothing. */
@@ -566,6 +599,19 @@ static int add_sources(struct daemon *d)
 	return r < 0 ? log_error_errno(r, "event loop") : 0;
 }
 
+/* What is read again when it changes must be readable for whom we have become. */
+static int check_readable(const struct settings *s)
+{
+	bool tls = s->upstream.kind == SETTINGS_UPSTREAM_GRPC && !s->upstream.grpc.plaintext;
+	const char *const paths[] = { s->upstream.grpc.ca, s->upstream.grpc.certificate,
+				      s->upstream.grpc.key, NULL };
+	const char *path;
+	int r;
+
+	r = tls ? privilege_check_readable(paths, &path) : 0;
+	return r < 0 ? log_error_errno(r, "%s must be readable for the service user", path) : 0;
+}
+
 static int drop_privileges(struct daemon *d)
 {
 	const struct settings *s = d->settings;
@@ -585,7 +631,7 @@ static int drop_privileges(struct daemon *d)
 					       s->group, s->hybrid.group);
 	}
 	r = privilege_drop(change ? &id : NULL);
-	return r < 0 ? log_error_errno(r, "cannot drop privileges") : 0;
+	return r < 0 ? log_error_errno(r, "cannot drop privileges") : check_readable(s);
 }
 
 static int start_admin(struct daemon *d)
