@@ -195,6 +195,37 @@ check-long: deps
 	$(SUBMAKE) check-build
 	$(Q)tests/run --build $(B) check-long
 
+#: make check-host   the daemon over hybrid sockets
+check-host: deps
+	$(SUBMAKE) all
+	$(Q)tests/run --build $(B) host
+
+#: make check-vm     the daemon in a VM: vsock loopback and fake guests, BPF attached
+check-vm: deps
+	$(SUBMAKE) all tools
+	$(Q)tests/run --build $(B) vm
+
+#: make check-guest  a real guest in a VM: its kernel sends through virtio-vsock
+check-guest: deps
+	$(SUBMAKE) all tools $(B)/vsock-agent-static
+	$(Q)tests/run --build $(B) guest
+
+#: make check-matrix the daemon on each Debian kernel that it is made for
+check-matrix: deps
+	$(SUBMAKE) all tools
+	$(Q)tests/run --build $(B) vm-6.1 vm vm-user
+
+#: make soak         SOAK seconds (1200) of mixed load over hybrid sockets
+SOAK ?= 1200
+soak: deps
+	$(SUBMAKE) all
+	$(Q)VSR_BUILD=$(B) tests/host/soak.py --seconds $(SOAK)
+
+#: make bench        what a report costs, beside its floor, as JSON
+bench: deps
+	$(SUBMAKE) all tools
+	$(Q)/usr/bin/python3 tests/bench/run.py --build $(B)
+
 #: make fuzz         all fuzzers, TIME seconds each (60)
 TIME ?= 60
 fuzz: deps
@@ -220,6 +251,10 @@ install: all
 	install -m 755 $(B)/vsock-relayd $(DESTDIR)$(PREFIX)/sbin/
 	install -m 755 $(B)/vsock-agent $(DESTDIR)$(PREFIX)/bin/
 
+#: make deb          build/vsock-relay_VERSION_ARCH.deb
+deb: deps all
+	$(Q)MAKE=$(MAKE) scripts/deb $(B) $(VERSION)
+
 #: make deps         the Debian packages for all of this
 deps:
 	@scripts/deps
@@ -235,4 +270,5 @@ check-build: all unit-bins tools fuzz-bins san-build
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
 .PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \
-	check-asan check-long fuzz coverage format install deps demo
+	check-asan check-host check-vm check-guest check-matrix check-long soak bench deb fuzz \
+	coverage format install deps demo

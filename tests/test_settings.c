@@ -924,7 +924,7 @@ static void test_certificate_and_key_are_set_together(void **state)
 	refuses("upstream: {kind: grpc, grpc: {key: ''}}\n",
 		"relayd.yaml:1:36: upstream.grpc.key: set without");
 	refuses("upstream: {kind: grpc, grpc: {certificate: ''}}\n",
-		"upstream.grpc.key: set without");
+		"relayd.yaml:1:44: upstream.grpc.key: set without");
 	gives("upstream: {kind: grpc, grpc: {certificate: '', key: ''}}\n", "upstream.grpc.key",
 	      "");
 	gives("upstream: {kind: grpc, grpc: {plaintext: true, key: ''}}\n", "upstream.grpc.key",

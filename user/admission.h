@@ -152,7 +152,8 @@ bool admission_wants_wmem(const struct admission_ticket *ticket);
  * then has ended. Returns whether it did (then call admission_next()). */
 bool admission_drained(struct admission *a, struct admission_ticket *ticket);
 
-/* The CID is gone (connect says ENODEV), and the kernel's queue with it: the VM's debt ends. */
+/* The CID is gone (connect says ENODEV), and the kernel's queue with it, or the guest has answered
+ * a probe that was queued behind it: the VM's debt ends. */
 void admission_vm_gone(struct admission *a, struct vm *vm);
 
 /* The next VM with debt whose CID should be tried with connect (each every 10 min; saying so

@@ -38,13 +38,17 @@ struct daemon {
 	struct settings *started;  /* at the start: the listeners refer to them */
 	sd_event *event;
 	int run_lock, pin_lock;
+	bool has_identity; /* else we stay who we are */
+	struct privilege_identity identity;
 	struct disk *disk;
+	bool disk_hangs; /* said so */
 	struct upstream *upstream;
 	struct vm_table *vms;
 	struct admission *admission;
 	struct relay *relay;
 	struct ingest_bpf *bpf;
 	struct ingest *ingest;
+	struct probes *probes;
 	struct listener *vsock;
 	struct hybrid *hybrid;
 	struct admin *admin;
@@ -114,24 +118,60 @@ static struct bucket_rate reports_of(const struct settings *s)
 
 /* ---- the turn of the loop ------------------------------------------------------------------------- */
 
+/* The VM is gone, or has read all that was queued before the probe. */
+static void on_probe(struct vsr_vm_id id, uint64_t debt, enum probe_result result, void *userdata)
+{
+	struct daemon *d = userdata;
+	struct vm *vm = vm_table_find(d->vms, id);
+
+	if (!vm || result == PROBE_SILENT)
+		return;
+	/* What came after the probe is not answered by it. */
+	if (result == PROBE_GONE || vm->debt == debt)
+		admission_vm_gone(d->admission, vm);
+}
+
 static void probe_debtors(struct daemon *d, uint64_t now)
 {
 	struct vm *vm;
 
 	while ((vm = admission_debt_probe(d->admission, now)))
-		if (probe_cid_gone(vm->node.id.cid))
-			admission_vm_gone(d->admission, vm);
+		probe_start(d->probes, vm->node.id, vm->debt);
+}
+
+/* Reports that cannot be written stay in custody; that the disk hangs is said once. Returns when
+ * to look again. */
+static uint64_t watch_disk(struct daemon *d, uint64_t now)
+{
+	bool hangs;
+
+	if (!d->disk)
+		return USEC_INFINITY;
+	hangs = disk_busy_for(d->disk) > DISK_DEADLINE;
+	if (hangs && !d->disk_hangs)
+		log_error(
+			"%s: the disk has not answered for %llu s; reports are held until it does",
+			d->settings->upstream.file_directory, DISK_DEADLINE / USEC_PER_SEC);
+	else if (!hangs && d->disk_hangs)
+		log_notice("the disk answers again");
+	d->disk_hangs = hangs;
+	return disk_pending(d->disk) > 0 ? usec_add(now, DISK_DEADLINE) : USEC_INFINITY;
 }
 
 /* After whatever happened: who can go on now goes on. */
 static void turn(struct daemon *d)
 {
 	uint64_t now = clock_usec(), next;
+	struct admission_figures a;
 
+	admission_figures(d->admission, &a);
+	if (a.debtors > 0 && d->vsock)
+		listener_look(d->vsock);
 	ingest_run(d->ingest, now);
 	relay_run(d->relay, now);
 	probe_debtors(d, now);
 	next = MIN(admission_next_event(d->admission, now), relay_next_event(d->relay));
+	next = MIN(next, watch_disk(d, now));
 	sd_event_source_set_time(d->timer, next);
 	sd_event_source_set_enabled(d->timer,
 				    next == USEC_INFINITY ? SD_EVENT_OFF : SD_EVENT_ONESHOT);
@@ -273,13 +313,17 @@ static int on_terminate(sd_event_source *source _unused_, const struct signalfd_
 	return sd_event_add_time_relative(d->event, NULL, CLOCK_BOOTTIME, 0, 0, on_stop_look, d);
 }
 
-static void log_change(const char *key, bool needs_restart, const char *old_value,
-		       const char *new_value, void *arg _unused_)
+static void log_refused(const char *key, bool needs_restart, const char *old_value,
+			const char *new_value, void *arg _unused_)
 {
 	if (needs_restart)
 		log_error("reload: %s needs a restart (%s -> %s)", key, old_value, new_value);
-	else
-		log_info("reload: %s: %s -> %s", key, old_value, new_value);
+}
+
+static void log_applied(const char *key, bool needs_restart _unused_, const char *old_value,
+			const char *new_value, void *arg _unused_)
+{
+	log_info("reload: %s: %s -> %s", key, old_value, new_value);
 }
 
 static int apply(struct daemon *d, const struct settings *s)
@@ -290,10 +334,15 @@ static int apply(struct daemon *d, const struct settings *s)
 	int result;
 
 	result = admission_set(d->admission, &a);
-	if (result == 0)
-		result = relay_set(d->relay, &r, clock_usec());
 	if (result < 0)
 		return result;
+	result = relay_set(d->relay, &r, clock_usec());
+	if (result < 0) {
+		/* All of it or nothing. */
+		a = admission_of(d->settings);
+		(void)admission_set(d->admission, &a);
+		return result;
+	}
 	ingest_set(d->ingest, &i);
 	vm_table_set_rates(d->vms, grants_of(s), reports_of(s));
 	log_set_level(s->log_level);
@@ -313,13 +362,14 @@ static void reload(struct daemon *d)
 			  errors.message[i].text);
 	settings_errors_done(&errors);
 	if (r == 0)
-		r = settings_reload_diff(d->settings, s, log_change, NULL);
+		r = settings_reload_diff(d->settings, s, log_refused, NULL);
 	if (r == 0)
 		r = apply(d, s);
 	if (r != 0) {
 		log_error("reload refused, the settings stay as they were");
 		return;
 	}
+	(void)settings_reload_diff(d->settings, s, log_applied, NULL);
 	if (d->settings != d->started)
 		settings_free(d->settings);
 	d->settings = TAKE_PTR(s);
@@ -329,7 +379,11 @@ static void reload(struct daemon *d)
 static int on_reload(sd_event_source *source _unused_, const struct signalfd_siginfo *si _unused_,
 		     void *userdata)
 {
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)clock_usec());
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts); /* sd_notify(3): not the core's clock */
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu",
+		   ts.tv_sec * USEC_PER_SEC + ts.tv_nsec / NSEC_PER_USEC);
 	reload(userdata);
 	sd_notify(0, "READY=1");
 	return 0;
@@ -394,6 +448,7 @@ static int on_vsock_retry(sd_event_source *source, uint64_t usec _unused_, void 
 	struct daemon *d = userdata;
 	int fd, r;
 
+	metric_inc(METRIC_LISTEN_RETRIES);
 	r = listener_vsock_open(d->settings->listen.port, d->settings->listen.backlog, &fd);
 	if (r == -EAFNOSUPPORT) {
 		d->vsock_retry_after = MIN(2 * d->vsock_retry_after, VSOCK_RETRY_MAX);
@@ -481,7 +536,9 @@ static int start_grpc(struct daemon *d)
 static int start_file(struct daemon *d)
 {
 	const char *dir = d->settings->upstream.file_directory;
-	int fd, r;
+	_cleanup_close_ int fd = -1;
+	bool made;
+	int r;
 
 	r = disk_new(DISK_QUEUE, &d->disk);
 	if (r < 0)
@@ -489,16 +546,19 @@ static int start_file(struct daemon *d)
 	r = sd_event_add_io(d->event, &d->disk_source, disk_fd(d->disk), EPOLLIN, on_disk, d);
 	if (r < 0)
 		return log_error_errno(r, "disk worker");
-	if (mkdir(dir, 0750) < 0 && errno != EEXIST)
+	made = mkdir(dir, 0750) == 0;
+	if (!made && errno != EEXIST)
 		return log_error_errno(errno, "upstream.file.directory %s", dir);
 	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
 		return log_error_errno(errno, "upstream.file.directory %s", dir);
+	/* Who writes to it is the service user. */
+	if (made && d->has_identity && fchown(fd, d->identity.uid, d->identity.gid) < 0)
+		return log_error_errno(errno, "upstream.file.directory %s", dir);
 	r = upstream_file_new(d->disk, fd, &d->upstream);
-	if (r < 0) {
-		close(fd);
+	if (r < 0)
 		return log_error_errno(r, "upstream");
-	}
+	TAKE_FD(fd);
 	return 0;
 }
 
@@ -507,8 +567,17 @@ static int start_upstream(struct daemon *d)
 	return d->settings->upstream.kind == SETTINGS_UPSTREAM_GRPC ? start_grpc(d) : start_file(d);
 }
 
+/* Locks the pin directory if it is there: not every system has a BPF file system, and then nothing
+ * is shared either. */
+static int lock_pins(struct daemon *d)
+{
+	const char *dir = d->settings->pin_directory;
+
+	return d->pin_lock < 0 && access(dir, F_OK) == 0 ? take_lock(dir, &d->pin_lock) : 0;
+}
+
 /* As far as bpf and the kernel allow: the verdict; else maps for people; else nothing. */
-static int start_bpf(struct daemon *d, uint64_t seed)
+static int load_bpf(struct daemon *d, uint64_t seed)
 {
 	const struct settings *s = d->settings;
 	struct ingest_bpf_settings b = {
@@ -525,12 +594,6 @@ static int start_bpf(struct daemon *d, uint64_t seed)
 	};
 	int r;
 
-	/* Not every system has a BPF file system there; then nothing is shared either. */
-	if (access(s->pin_directory, F_OK) == 0) {
-		r = take_lock(s->pin_directory, &d->pin_lock);
-		if (r == -EWOULDBLOCK)
-			return r;
-	}
 	r = ingest_bpf_new(&b, &d->bpf);
 	if (r == 0 || b.maps_only)
 		return 0;
@@ -541,6 +604,21 @@ static int start_bpf(struct daemon *d, uint64_t seed)
 	if (ingest_bpf_new(&b, &d->bpf) < 0)
 		log_info("no maps to inspect either: %s", ingest_bpf_why());
 	return 0;
+}
+
+static int start_bpf(struct daemon *d, uint64_t seed)
+{
+	int r;
+
+	r = lock_pins(d);
+	if (r == -EWOULDBLOCK)
+		return r;
+	r = load_bpf(d, seed);
+	if (r < 0)
+		return r;
+	/* The directory may be new. */
+	r = lock_pins(d);
+	return r == -EWOULDBLOCK ? r : 0;
 }
 
 static double random_fraction(void *userdata _unused_)
@@ -581,6 +659,8 @@ static int start_ingest(struct daemon *d, uint64_t seed)
 	if (d->bpf)
 		relay_observe(d->relay, on_vm_changed, d);
 	r = ingest_new(&s, &parts, &d->ingest);
+	if (r == 0)
+		r = probes_new(d->event, on_probe, d, &d->probes);
 	return r < 0 ? log_error_errno(r, "ingest") : 0;
 }
 
@@ -594,44 +674,63 @@ static int add_sources(struct daemon *d)
 	if (r >= 0)
 		r = sd_event_set_watchdog(d->event, true);
 	if (r >= 0)
-		r = sd_event_add_time(d->event, &d->timer, CLOCK_BOOTTIME, USEC_INFINITY, 0,
-				      on_timer, d);
+		r = sd_event_add_time(d->event, &d->timer, CLOCK_BOOTTIME, USEC_INFINITY,
+				      10 * USEC_PER_MSEC, on_timer, d);
 	return r < 0 ? log_error_errno(r, "event loop") : 0;
 }
 
-/* What is read again when it changes must be readable for whom we have become. */
-static int check_readable(const struct settings *s)
+/* Whom to become; looked up first, as what is made before the drop is made for this user. */
+static int find_identity(struct daemon *d)
 {
-	bool tls = s->upstream.kind == SETTINGS_UPSTREAM_GRPC && !s->upstream.grpc.plaintext;
-	const char *const paths[] = { s->upstream.grpc.ca, s->upstream.grpc.certificate,
-				      s->upstream.grpc.key, NULL };
+	const struct settings *s = d->settings;
+	int r;
+
+	if (!*s->user)
+		return 0;
+	r = privilege_resolve(s->user, s->group, &d->identity);
+	if (r == 0 && *s->hybrid.group)
+		r = privilege_add_group(&d->identity, s->hybrid.group);
+	d->has_identity = true;
+	return r < 0 ? log_error_errno(r, "user %s, group %s", s->user, s->group) : 0;
+}
+
+/* What is needed later must be there for the service user now, and not fail in a week. */
+static int check_access(const struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	bool grpc = s->upstream.kind == SETTINGS_UPSTREAM_GRPC;
+	bool tls = grpc && !s->upstream.grpc.plaintext;
+	const char *const paths[] = {
+		s->file,
+		tls ? s->upstream.grpc.ca : "",
+		tls ? s->upstream.grpc.certificate : "",
+		tls ? s->upstream.grpc.key : "",
+		NULL,
+	};
 	const char *path;
 	int r;
 
-	r = tls ? privilege_check_readable(paths, &path) : 0;
-	return r < 0 ? log_error_errno(r, "%s must be readable for the service user", path) : 0;
+	r = privilege_check_readable(paths, &path);
+	if (r < 0)
+		return log_error_errno(r, "%s cannot be read by the user of the service", path);
+	/* A disk that is read-only or full just now does not keep us from starting. */
+	if (!grpc && access(s->upstream.file_directory, W_OK | X_OK) < 0 && errno == EACCES)
+		return log_error_errno(
+			errno,
+			"upstream.file.directory %s cannot be written by the user of "
+			"the service",
+			s->upstream.file_directory);
+	return 0;
 }
 
 static int drop_privileges(struct daemon *d)
 {
-	const struct settings *s = d->settings;
-	bool change = *s->user || *s->hybrid.group;
-	struct privilege_identity id;
-	char self[16];
 	int r;
 
-	/* Sockets of VMs that come later are given to hybrid.group by whoever we are then. */
-	if (change) {
-		snprintf(self, sizeof(self), "%u", getuid());
-		r = privilege_resolve(*s->user ? s->user : self, s->group, &id);
-		if (r == 0 && *s->hybrid.group)
-			r = privilege_add_group(&id, s->hybrid.group);
-		if (r < 0)
-			return log_error_errno(r, "user %s, group %s, hybrid.group %s", s->user,
-					       s->group, s->hybrid.group);
-	}
-	r = privilege_drop(change ? &id : NULL);
-	return r < 0 ? log_error_errno(r, "cannot drop privileges") : check_readable(s);
+	r = privilege_drop(d->has_identity ? &d->identity : NULL);
+	if (r < 0)
+		return log_error_errno(r, "cannot drop privileges");
+	return check_access(d);
 }
 
 static int start_admin(struct daemon *d)
@@ -670,7 +769,7 @@ int daemon_new(const struct daemon_args *args, struct settings *settings, struct
 	/* Who needs privileges comes first. */
 	if ((r = add_sources(d)) < 0 ||
 	    (r = take_lock(settings->run_directory, &d->run_lock)) < 0 ||
-	    (r = start_upstream(d)) < 0 || (r = start_core(d)) < 0 ||
+	    (r = find_identity(d)) < 0 || (r = start_upstream(d)) < 0 || (r = start_core(d)) < 0 ||
 	    (r = start_bpf(d, seed)) < 0 || (r = start_ingest(d, seed)) < 0 ||
 	    (r = start_vsock(d)) < 0)
 		return r;
@@ -717,6 +816,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->hybrid = hybrid_free(d->hybrid);
 	d->vsock = listener_free(d->vsock);
 	d->ingest = ingest_free(d->ingest);
+	d->probes = probes_free(d->probes);
 	d->disk_source = sd_event_source_disable_unref(d->disk_source);
 	/* Sends under way are finished: their done() needs relay and upstream. */
 	d->disk = disk_free(d->disk, DISK_DEADLINE);

@@ -79,6 +79,7 @@ static void *worker(void *arg)
 
 int disk_new(unsigned queue_max, struct disk **ret)
 {
+	pthread_condattr_t attr;
 	struct disk *d;
 
 	d = calloc(1, sizeof(*d));
@@ -96,7 +97,11 @@ int disk_new(unsigned queue_max, struct disk **ret)
 	}
 	pthread_mutex_init(&d->lock, NULL);
 	pthread_cond_init(&d->wake, NULL);
-	pthread_cond_init(&d->idle, NULL);
+	/* Nobody sets this clock, so the grace of disk_free() is what it says. */
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&d->idle, &attr);
+	pthread_condattr_destroy(&attr);
 	*ret = d;
 	return 0;
 }
@@ -124,7 +129,7 @@ struct disk *disk_free(struct disk *d, uint64_t grace)
 
 	if (!d)
 		return NULL;
-	clock_gettime(CLOCK_REALTIME, &until);
+	clock_gettime(CLOCK_MONOTONIC, &until);
 	nsec = until.tv_nsec + grace % USEC_PER_SEC * NSEC_PER_USEC;
 	until.tv_sec += grace / USEC_PER_SEC + nsec / 1000000000;
 	until.tv_nsec = nsec % 1000000000;

@@ -4,18 +4,19 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/openat2.h>
 #include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 
 #include "log.h"
+#include "privilege.h"
 
 /* A watched directory is also read again this often: a VM's directory may be made before the
  * directories in it, and an overflowing inotify queue tells nothing. */
 #define RESCAN_USEC (5 * USEC_PER_SEC)
+/* ... and this long after something moved there: one look for all that moves at once. */
+#define SETTLE_USEC (20 * USEC_PER_MSEC)
 #define SOCKETS_MAX 1024
 
 struct hybrid_socket {
@@ -30,6 +31,13 @@ struct hybrid_socket {
 	ino_t ino;
 };
 
+/* A VM that cannot be listened for: said once, tried again with each look. */
+struct hybrid_failure {
+	struct list list;
+	uint32_t cid;
+	bool again; /* failed again in this look */
+};
+
 /* One pattern: DIR/PREFIX{cid}SUFFIX or DIR/PREFIX{cid}SUFFIX/REST. */
 struct hybrid_watch {
 	struct list list;
@@ -39,6 +47,7 @@ struct hybrid_watch {
 	char *rest; /* NULL: the component with the CID is the VMM's socket itself */
 	char *path; /* the pattern, for the log */
 	sd_event_source *inotify;
+	struct list failures;
 	bool full_told;
 };
 
@@ -47,7 +56,9 @@ struct hybrid {
 	struct ingest *ingest;
 	const struct settings *settings;
 	sd_event_source *rescan;
-	gid_t gid; /* (gid_t) -1: as it comes */
+	bool rescan_soon;
+	uid_t service_uid; /* who makes sockets after the drop of privileges; (uid_t) -1: nobody */
+	gid_t gid;	   /* (gid_t) -1: as it comes */
 	struct list sockets, watches;
 	unsigned n_sockets;
 };
@@ -82,16 +93,17 @@ static int address(int dir_fd, const char *name, struct sockaddr_un *ret)
 	return n < 0 || (size_t)n >= sizeof(ret->sun_path) ? -ENAMETOOLONG : 0;
 }
 
-/* Removes a socket that a relay of our uid left behind when it was killed: it is one, it is ours,
- * and nobody listens. Returns 0; -EADDRINUSE if it is anything else. */
-static int remove_stale(int dir_fd, const char *name, const struct sockaddr_un *sa)
+/* Removes a socket that a relay left behind when it was killed: it is one, it is ours, and nobody
+ * listens. Returns 0; -EADDRINUSE if it is anything else. */
+static int remove_stale(const struct hybrid *h, int dir_fd, const char *name,
+			const struct sockaddr_un *sa)
 {
 	_cleanup_close_ int fd = -1;
 	struct stat st;
 
 	if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 		return errno == ENOENT ? 0 : -errno;
-	if (!S_ISSOCK(st.st_mode) || (st.st_uid != geteuid() && geteuid() != 0))
+	if (!S_ISSOCK(st.st_mode) || (st.st_uid != geteuid() && st.st_uid != h->service_uid))
 		return -EADDRINUSE;
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
@@ -101,36 +113,49 @@ static int remove_stale(int dir_fd, const char *name, const struct sockaddr_un *
 	return unlinkat(dir_fd, name, 0) < 0 ? -errno : 0;
 }
 
+/* Sets group and mode of the socket that we have just bound. The directory's owner may put
+ * something else there at any moment, so it is held by a descriptor, looked at, and changed only
+ * through that. */
+static int set_access(const struct hybrid *h, int dir_fd, const char *name, struct stat *ret_st)
+{
+	_cleanup_close_ int fd = openat(dir_fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	char path[32];
+
+	if (fd < 0 || fstat(fd, ret_st) < 0)
+		return -errno;
+	if (!S_ISSOCK(ret_st->st_mode) || ret_st->st_uid != geteuid())
+		return -ESTALE;
+	if (h->gid != (gid_t)-1 && fchownat(fd, "", (uid_t)-1, h->gid, AT_EMPTY_PATH) < 0)
+		return -errno;
+	/* fchmod() refuses O_PATH; the link in /proc leads to the same inode. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	return chmod(path, h->settings->hybrid.mode) < 0 ? -errno : 0;
+}
+
 /* Binds name beneath dir_fd and listens. */
 static int bind_beneath(const struct hybrid *h, int dir_fd, const char *name, struct stat *ret_st,
 			int *ret_fd)
 {
 	_cleanup_close_ int fd = -1;
 	struct sockaddr_un sa;
-	mode_t old;
 	int r;
 
 	r = address(dir_fd, name, &sa);
 	if (r < 0)
 		return r;
-	r = remove_stale(dir_fd, name, &sa);
+	r = remove_stale(h, dir_fd, name, &sa);
 	if (r < 0)
 		return r;
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return -errno;
-	/* Nobody may connect before group and mode are as they should be. */
-	old = umask(0777);
-	r = bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 ? -errno : 0;
-	umask(old);
-	if (r < 0)
-		return r;
-	if (fstatat(dir_fd, name, ret_st, AT_SYMLINK_NOFOLLOW) < 0 ||
-	    (h->gid != (gid_t)-1 &&
-	     fchownat(dir_fd, name, (uid_t)-1, h->gid, AT_SYMLINK_NOFOLLOW) < 0) ||
-	    fchmodat(dir_fd, name, h->settings->hybrid.mode, 0) < 0 ||
-	    listen(fd, (int)h->settings->listen.backlog) < 0) {
+	if (bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+		return -errno;
+	/* Nobody can connect before listen(), and so not before group and mode are right. */
+	r = set_access(h, dir_fd, name, ret_st);
+	if (r == 0 && listen(fd, (int)h->settings->listen.backlog) < 0)
 		r = -errno;
+	if (r < 0) {
 		unlinkat(dir_fd, name, 0);
 		return r;
 	}
@@ -212,25 +237,43 @@ static bool match_name(const struct hybrid_watch *w, const char *name, uint32_t 
 	return true;
 }
 
-/* Opens the directory of path beneath dir_fd without following links; *ret_name is path's last
- * component. */
+/* Opens a directory of dir_fd, not through a link. */
+static int open_directory(int dir_fd, const char *name)
+{
+	struct stat st;
+	int fd;
+
+	if (streq(name, ".."))
+		return -EINVAL;
+	fd = openat(dir_fd, name, O_DIRECTORY | O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd >= 0)
+		return fd;
+	/* A link is no directory, says the kernel; we say that it is a link. */
+	if (errno == ENOTDIR && fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    S_ISLNK(st.st_mode))
+		return -ELOOP;
+	return -errno;
+}
+
+/* Opens the directory of path beneath dir_fd, a component at a time, without following links;
+ * *ret_name is path's last component. (openat2() would do it at once; valgrind lacks it.) */
 static int open_beneath(int dir_fd, const char *path, int *ret_fd, const char **ret_name)
 {
-	struct open_how how = {
-		.flags = O_DIRECTORY | O_RDONLY | O_CLOEXEC,
-		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS,
-	};
-	const char *slash = strrchr(path, '/');
-	_cleanup_free_ char *dir = slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
-	long fd;
+	_cleanup_close_ int fd = open_directory(dir_fd, ".");
+	const char *slash;
 
-	if (!dir)
-		return -ENOMEM;
-	fd = syscall(SYS_openat2, dir_fd, dir, &how, sizeof(how));
+	while (fd >= 0 && (slash = strchr(path, '/'))) {
+		_cleanup_free_ char *name = strndup(path, (size_t)(slash - path));
+		int next = name ? open_directory(fd, *name ? name : ".") : -ENOMEM;
+
+		safe_close(fd);
+		fd = next;
+		path = slash + 1;
+	}
 	if (fd < 0)
-		return -errno;
-	*ret_fd = (int)fd;
-	*ret_name = slash ? slash + 1 : path;
+		return fd;
+	*ret_fd = TAKE_FD(fd);
+	*ret_name = path;
 	return 0;
 }
 
@@ -243,6 +286,43 @@ static struct hybrid_socket *socket_find(struct hybrid_watch *w, const char *vm_
 			return s;
 	}
 	return NULL;
+}
+
+/* Says it once for each VM. */
+static void tell_failure(struct hybrid_watch *w, uint32_t cid, int error)
+{
+	struct hybrid_failure *f;
+
+	list_for_each(n, &w->failures) {
+		f = list_entry(n, struct hybrid_failure, list);
+		if (f->cid == cid) {
+			f->again = true;
+			return;
+		}
+	}
+	log_warning_errno(error, "cannot listen for VM %u in %s; will be tried again", cid,
+			  w->path);
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return;
+	f->cid = cid;
+	f->again = true;
+	list_add_last(&w->failures, &f->list);
+}
+
+/* Forgets those that are gone, or all is well with. */
+static void forget_failures(struct hybrid_watch *w, bool all)
+{
+	list_for_each_safe(n, &w->failures) {
+		struct hybrid_failure *f = list_entry(n, struct hybrid_failure, list);
+
+		if (!all && f->again) {
+			f->again = false;
+			continue;
+		}
+		list_del(&f->list);
+		free(f);
+	}
 }
 
 static void vm_appeared(struct hybrid_watch *w, const char *vm_name)
@@ -270,7 +350,37 @@ static void vm_appeared(struct hybrid_watch *w, const char *vm_name)
 		r = socket_add(w->hybrid, w, fd, uds_name, vm_name, cid);
 	/* What is not there yet is looked for again. */
 	if (r < 0 && r != -ENOENT && r != -ENOTDIR)
-		log_warning_errno(r, "cannot listen for VM %u in %s", cid, w->path);
+		tell_failure(w, cid, r);
+}
+
+/* Whether the directory that the socket is in is still the one that its name leads to: a VM's
+ * directory may have been replaced. Links need not be feared here, nothing is changed. */
+static bool directory_current(const struct hybrid_watch *w, const struct hybrid_socket *s)
+{
+	const char *slash = w->rest ? strrchr(w->rest, '/') : NULL;
+	_cleanup_free_ char *dir = NULL;
+	struct stat now, ours;
+
+	if (!w->rest)
+		return true;
+	if (asprintf(&dir, "%s/%.*s", s->vm_name, slash ? (int)(slash - w->rest) : 0, w->rest) <
+	    0) {
+		dir = NULL;
+		return true;
+	}
+	return fstatat(w->dir_fd, dir, &now, 0) == 0 && fstat(s->dir_fd, &ours) == 0 &&
+	       now.st_dev == ours.st_dev && now.st_ino == ours.st_ino;
+}
+
+/* Whether VM and socket are still there. */
+static bool socket_current(const struct hybrid_watch *w, const struct hybrid_socket *s)
+{
+	struct stat st;
+
+	return fstatat(w->dir_fd, s->vm_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+	       directory_current(w, s) &&
+	       fstatat(s->dir_fd, s->name, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_ino == s->ino &&
+	       st.st_dev == s->dev;
 }
 
 static void watch_scan(struct hybrid_watch *w)
@@ -283,25 +393,31 @@ static void watch_scan(struct hybrid_watch *w)
 		safe_close(fd);
 		return;
 	}
+	/* Who went first: one that came back under the same name is new. */
+	list_for_each_safe(n, &w->hybrid->sockets) {
+		struct hybrid_socket *s = list_entry(n, struct hybrid_socket, list);
+
+		if (s->watch == w && !socket_current(w, s)) {
+			log_info("hybrid socket %s of VM %u:%u is gone", s->name,
+				 w->hybrid->settings->ns, s->cid);
+			socket_remove(w->hybrid, s);
+		}
+	}
 	while ((e = readdir(dir)))
 		vm_appeared(w, e->d_name);
 	closedir(dir);
-	list_for_each_safe(n, &w->hybrid->sockets) {
-		struct hybrid_socket *s = list_entry(n, struct hybrid_socket, list);
-		struct stat st;
-
-		if (s->watch == w &&
-		    (fstatat(w->dir_fd, s->vm_name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
-		     fstatat(s->dir_fd, s->name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
-		     st.st_ino != s->ino))
-			socket_remove(w->hybrid, s);
-	}
+	forget_failures(w, false);
 }
 
 static int on_inotify(sd_event_source *source _unused_, const struct inotify_event *event _unused_,
 		      void *userdata)
 {
-	watch_scan(userdata);
+	struct hybrid *h = ((struct hybrid_watch *)userdata)->hybrid;
+
+	if (!h->rescan_soon) {
+		sd_event_source_set_time_relative(h->rescan, SETTLE_USEC);
+		h->rescan_soon = true;
+	}
 	return 0;
 }
 
@@ -309,6 +425,7 @@ static int on_rescan(sd_event_source *source, uint64_t usec _unused_, void *user
 {
 	struct hybrid *h = userdata;
 
+	h->rescan_soon = false;
 	list_for_each(n, &h->watches)
 		watch_scan(list_entry(n, struct hybrid_watch, list));
 	sd_event_source_set_time_relative(source, RESCAN_USEC);
@@ -322,6 +439,7 @@ static struct hybrid_watch *watch_free(struct hybrid_watch *w)
 		return NULL;
 	sd_event_source_disable_unref(w->inotify);
 	safe_close(w->dir_fd);
+	forget_failures(w, true);
 	free(w->prefix);
 	free(w->suffix);
 	free(w->rest);
@@ -360,6 +478,7 @@ static int watch_add(struct hybrid *h, const struct settings_hybrid *config)
 		return log_error_errno(-ENOMEM, "hybrid sockets");
 	w->hybrid = h;
 	w->dir_fd = -1;
+	list_init(&w->failures);
 	r = watch_split(w, config->path, &dir);
 	if (r < 0)
 		return log_error_errno(r, "hybrid sockets");
@@ -420,6 +539,23 @@ static int find_group(struct hybrid *h)
 	return 0;
 }
 
+/* After the drop of privileges sockets are made by another user: both are ours. */
+static int find_user(struct hybrid *h)
+{
+	struct privilege_identity id;
+	int r;
+
+	h->service_uid = (uid_t)-1;
+	if (!*h->settings->user)
+		return 0;
+	r = privilege_resolve(h->settings->user, h->settings->group, &id);
+	if (r < 0)
+		return log_error_errno(r, "user %s, group %s", h->settings->user,
+				       h->settings->group);
+	h->service_uid = id.uid;
+	return 0;
+}
+
 int hybrid_new(sd_event *event, struct ingest *ingest, const struct settings *s,
 	       struct hybrid **ret)
 {
@@ -435,16 +571,18 @@ int hybrid_new(sd_event *event, struct ingest *ingest, const struct settings *s,
 	h->settings = s;
 	list_init(&h->sockets);
 	list_init(&h->watches);
+	r = sd_event_add_time_relative(event, &h->rescan, CLOCK_BOOTTIME, RESCAN_USEC,
+				       SETTLE_USEC / 2, on_rescan, h);
+	if (r < 0)
+		return log_error_errno(r, "hybrid sockets");
 	r = find_group(h);
+	if (r == 0)
+		r = find_user(h);
 	for (size_t i = 0; r == 0 && i < s->hybrid.n_sockets; i++)
 		r = s->hybrid.sockets[i].is_pattern ? watch_add(h, &s->hybrid.sockets[i])
 						    : path_add(h, &s->hybrid.sockets[i]);
-	if (r == 0 && !list_empty(&h->watches)) {
-		r = sd_event_add_time_relative(event, &h->rescan, CLOCK_BOOTTIME, RESCAN_USEC, 0,
-					       on_rescan, h);
-		if (r < 0)
-			log_error_errno(r, "hybrid sockets");
-	}
+	if (r == 0 && list_empty(&h->watches))
+		sd_event_source_set_enabled(h->rescan, SD_EVENT_OFF);
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(h);

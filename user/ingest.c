@@ -12,6 +12,8 @@
 
 /* Connections are looked at this often even if no event came (SPEC 11). */
 #define TICK_USEC (250 * USEC_PER_MSEC)
+/* sd-event's default of 250 ms would make it half a second. */
+#define TICK_ACCURACY (10 * USEC_PER_MSEC)
 /* What an agent gets to take its answer (SPEC 3, answers). */
 #define ANSWER_USEC   USEC_PER_SEC
 #define ANSWERING_MAX 64
@@ -53,6 +55,8 @@ struct ingest {
 	uint32_t *free_slots;
 	uint32_t n_free_slots;
 	bool stopping;
+	bool bpf_proved;  /* a socket of this kernel's was attached */
+	struct vm nobody; /* for the log's sake: refused peers without a record */
 };
 
 /* ---- what people see -------------------------------------------------------------------------- */
@@ -89,7 +93,7 @@ static void export_seen(struct ingest *i, const struct conn *c, enum reason reas
 	ingest_bpf_vm_seen_update(i->parts.bpf, &c->vm->node.id, &v);
 }
 
-static void count_refusal(struct vm *vm, struct vsr_vm_id id, enum reason reason,
+static void count_refusal(struct ingest *i, struct vm *vm, struct vsr_vm_id id, enum reason reason,
 			  const char *detail, uint64_t now)
 {
 	uint32_t unlogged = 0;
@@ -99,11 +103,10 @@ static void count_refusal(struct vm *vm, struct vsr_vm_id id, enum reason reason
 		metric_inc(METRIC_BPF_DIGEST);
 	if (reason == REASON_CID_MISMATCH)
 		metric_inc(METRIC_CID_MISMATCHES);
-	if (vm) {
-		vm->refused++;
-		if (!vm_log_refusal(vm, now, &unlogged))
-			return;
-	}
+	vm = vm ?: &i->nobody;
+	vm->refused++;
+	if (!vm_log_refusal(vm, now, &unlogged))
+		return;
 	log_notice("refused VM %u:%u: %s (%s)%s%s%s", id.ns, id.cid, reason_words(reason),
 		   reason_name(reason), detail ? ": " : "", detail ? detail : "",
 		   unlogged ? "; more of them before were not logged" : "");
@@ -214,7 +217,7 @@ static void refuse_waiter(struct conn *c, enum reason reason, uint64_t now)
 			      (ssize_t)sizeof(magic) &&
 		      magic[0] == 'V';
 
-	count_refusal(c->vm, c->vm->node.id, reason, NULL, now);
+	count_refusal(c->ingest, c->vm, c->vm->node.id, reason, NULL, now);
 	metric_inc_label(METRIC_SEM_FAILURES, no_place_reason(reason));
 	export_vm(c->ingest, c->vm);
 	if (framed)
@@ -249,7 +252,7 @@ static void conn_end(struct conn *c, enum reason reason, enum vsr_status status,
 
 static void conn_refuse(struct conn *c, enum reason reason, const char *detail, uint64_t now)
 {
-	count_refusal(c->vm, c->vm->node.id, reason, detail, now);
+	count_refusal(c->ingest, c->vm, c->vm->node.id, reason, detail, now);
 	metric_add_label(METRIC_BYTES, METRIC_BYTES_REFUSED, c->stream.seen.seen);
 	conn_end(c, reason, reason_status(reason), now);
 }
@@ -343,6 +346,28 @@ static void conn_submit(struct conn *c, uint64_t now)
 	}
 }
 
+static bool timed_out(const struct conn *c, uint64_t now, enum reason *ret_reason)
+{
+	const struct ingest_settings *s = &c->ingest->settings;
+	uint64_t last = MAX(c->since, stream_last_byte(&c->stream));
+
+	if (usec_sub(now, c->since) >= s->deadline)
+		*ret_reason = REASON_DEADLINE;
+	else if (usec_sub(now, last) >= s->idle)
+		*ret_reason = REASON_IDLE;
+	else
+		return false;
+	return true;
+}
+
+/* The kernel keeps back bytes that BPF has passed. It is given as long again as a guest. */
+static bool kept_back_for_too_long(const struct conn *c, uint64_t now)
+{
+	const struct ingest_settings *s = &c->ingest->settings;
+
+	return usec_sub(now, c->since) >= usec_add(s->deadline, s->idle);
+}
+
 /* The stream is complete. What BPF hashed may be known; then it need not be read. */
 static void conn_complete(struct conn *c, uint64_t now)
 {
@@ -373,6 +398,10 @@ static void conn_complete(struct conn *c, uint64_t now)
 		}
 	}
 	r = stream_take(s, &reason);
+	if (r == -EAGAIN && kept_back_for_too_long(c, now)) {
+		conn_refuse(c, REASON_DEADLINE, "the kernel keeps bytes back", now);
+		return;
+	}
 	if (r == -EAGAIN) {
 		listen_for(c, 0); /* readable all the time; the tick looks again */
 		return;
@@ -454,6 +483,11 @@ static void conn_look(struct conn *c, uint64_t now)
 		return;
 	switch (stream_look(&c->stream, &reason)) {
 	case STREAM_MORE:
+		/* Only now: what came in time counts, also when we look late. */
+		if (timed_out(c, now, &reason)) {
+			conn_refuse(c, reason, NULL, now);
+			break;
+		}
 		conn_grow(c);
 		listen_for(c, wanted_events(c));
 		break;
@@ -529,38 +563,21 @@ static int on_bpf_events(sd_event_source *source _unused_, int fd _unused_,
 	return 0;
 }
 
-static bool timed_out(const struct conn *c, uint64_t now, enum reason *ret_reason)
-{
-	const struct ingest_settings *s = &c->ingest->settings;
-	uint64_t last = MAX(c->since, stream_last_byte(&c->stream));
-
-	if (usec_sub(now, c->since) >= s->deadline)
-		*ret_reason = REASON_DEADLINE;
-	else if (usec_sub(now, last) >= s->idle)
-		*ret_reason = REASON_IDLE;
-	else
-		return false;
-	return true;
-}
-
 static void conn_tick(struct conn *c, uint64_t now)
 {
 	struct admission *a = c->ingest->parts.admission;
+	uint64_t wmem = conn_wmem(c);
 	enum reason reason;
 
-	if (c->vsock && admission_wants_wmem(&c->ticket) && conn_wmem(c) == 0)
+	if (c->vsock && wmem == 0 && admission_wants_wmem(&c->ticket))
 		admission_drained(a, &c->ticket);
 	switch (c->state) {
 	case CONN_RECEIVING:
-		if (c->vsock && !c->stream.attached && conn_wmem(c) > VSR_UNREAD_UPDATES) {
+		/* The verdict sees data only: requests for credit queue updates without it. */
+		if (wmem > VSR_UNREAD_UPDATES)
 			conn_refuse(c, REASON_UNREAD_UPDATES, NULL, now);
-			break;
-		}
-		/* What came in time counts, also when we look late. */
-		if (!timed_out(c, now, &reason) || c->stream.ended)
-			conn_look(c, now);
 		else
-			conn_refuse(c, reason, NULL, now);
+			conn_look(c, now);
 		break;
 	case CONN_OFFERED:
 		if (timed_out(c, now, &reason))
@@ -571,6 +588,10 @@ static void conn_tick(struct conn *c, uint64_t now)
 			conn_close(c, now);
 		break;
 	case CONN_WAITING:
+		/* Credit can be asked for before there is any. */
+		if (wmem > VSR_UNREAD_UPDATES)
+			refuse_waiter(c, REASON_UNREAD_UPDATES, now);
+		break;
 	case CONN_SUBMITTED:
 		break;
 	}
@@ -627,7 +648,7 @@ void ingest_rejected(struct ingest *i, int fd, struct vsr_vm_id id, enum reason 
 	uint64_t now = clock_usec();
 	struct vm *vm = vm_table_find(i->parts.vms, id);
 
-	count_refusal(vm, id, reason, NULL, now);
+	count_refusal(i, vm, id, reason, NULL, now);
 	close(fd);
 }
 
@@ -669,7 +690,8 @@ void ingest_backlog_empty(struct ingest *i)
 	admission_backlog_empty(i->parts.admission);
 }
 
-/* This kernel takes no vsock socket into a sockmap: from now on user space does it all. */
+/* This kernel takes no vsock socket into a sockmap: from now on user space does it all. Only the
+ * first connection can tell; later nothing that a guest does takes BPF away. */
 static void leave_bpf(struct ingest *i)
 {
 	log_warning("vsock reports are checked in user space: %s", ingest_bpf_why());
@@ -688,7 +710,8 @@ static void conn_grant(struct conn *c, uint64_t now)
 	i->by_slot[slot] = c;
 	r = stream_open(&c->stream, &i->stream, c->fd, c->vsock, c->vm->node.id, slot,
 			c->ticket.reservation);
-	if (r == -EOPNOTSUPP && i->stream.bpf) {
+	i->bpf_proved = i->bpf_proved || c->stream.attached;
+	if (r == -EOPNOTSUPP && i->stream.bpf && !i->bpf_proved) {
 		leave_bpf(i);
 		r = stream_open(&c->stream, &i->stream, c->fd, c->vsock, c->vm->node.id, slot,
 				c->ticket.reservation);
@@ -778,8 +801,8 @@ int ingest_new(const struct ingest_settings *s, const struct ingest_parts *parts
 	for (uint32_t slot = parts->places; slot-- > 0;)
 		i->free_slots[i->n_free_slots++] = slot;
 
-	r = sd_event_add_time_relative(parts->event, &i->tick, CLOCK_BOOTTIME, TICK_USEC, 0,
-				       on_tick, i);
+	r = sd_event_add_time_relative(parts->event, &i->tick, CLOCK_BOOTTIME, TICK_USEC,
+				       TICK_ACCURACY, on_tick, i);
 	if (r < 0)
 		return r;
 	if (bpf) {

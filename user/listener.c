@@ -2,16 +2,19 @@
 #include "listener.h"
 
 #include <linux/vm_sockets.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
 #include "log.h"
 
 #define ACCEPTS_PER_TURN 64
+/* How long accepting rests when there are no descriptors or memory. */
+#define REST_USEC (100 * USEC_PER_MSEC)
 
 struct listener {
 	struct ingest *ingest;
-	sd_event_source *source;
+	sd_event_source *source, *rest;
 	const struct settings_uids *uids;
 	int fd;
 	bool vsock;
@@ -71,6 +74,34 @@ static void accepted(struct listener *l, int fd, const struct sockaddr_vm *sa)
 	}
 }
 
+/* First in each turn; but where the backlog was not emptied, only after everybody else who is
+ * ready had a turn: or a guest that connects faster than it is refused would stop all reading. */
+static void set_turn(struct listener *l, bool emptied)
+{
+	sd_event_source_set_priority(l->source, emptied ? SD_EVENT_PRIORITY_IMPORTANT
+							: SD_EVENT_PRIORITY_NORMAL);
+}
+
+static int on_rested(sd_event_source *source _unused_, uint64_t usec _unused_, void *userdata)
+{
+	struct listener *l = userdata;
+
+	sd_event_source_set_enabled(l->source, SD_EVENT_ON);
+	return 0;
+}
+
+/* Out of descriptors or memory: connections wait in the backlog. The listener stays readable, so
+ * that without a rest nobody would come to give anything back. */
+static void take_rest(struct listener *l, int error)
+{
+	if (!l->starved)
+		log_error_errno(error, "cannot accept connections for now");
+	l->starved = true;
+	sd_event_source_set_enabled(l->source, SD_EVENT_OFF);
+	sd_event_source_set_time_relative(l->rest, REST_USEC);
+	sd_event_source_set_enabled(l->rest, SD_EVENT_ONESHOT);
+}
+
 static int on_listener(sd_event_source *source _unused_, int listen_fd, uint32_t revents _unused_,
 		       void *userdata)
 {
@@ -88,53 +119,65 @@ static int on_listener(sd_event_source *source _unused_, int listen_fd, uint32_t
 			continue;
 		}
 		if (errno == EAGAIN) {
+			set_turn(l, true);
 			if (l->vsock)
 				ingest_backlog_empty(l->ingest);
 			return 0;
 		}
 		if (errno == EINTR || errno == ECONNABORTED || errno == ECONNRESET)
 			continue;
-		/* Out of descriptors or memory: connections wait in the backlog. */
-		if (!l->starved)
-			log_error_errno(errno, "cannot accept connections for now");
-		l->starved = true;
+		take_rest(l, errno);
 		return 0;
 	}
+	set_turn(l, false);
 	return 0;
 }
 
-int listener_new(sd_event *event, struct ingest *ingest, int fd, bool vsock, uint32_t ns,
-		 uint32_t cid, const struct settings_uids *uids, struct listener **ret)
+void listener_look(const struct listener *l)
 {
-	_cleanup_free_ struct listener *l = NULL;
-	int r;
+	struct pollfd p = { .fd = l->fd, .events = POLLIN };
 
-	l = calloc(1, sizeof(*l));
-	if (!l)
-		return -ENOMEM;
-	l->ingest = ingest;
-	l->fd = fd;
-	l->vsock = vsock;
-	l->uids = uids;
-	l->id = (struct vsr_vm_id){ .ns = ns, .cid = cid };
-	r = sd_event_add_io(event, &l->source, fd, EPOLLIN, on_listener, l);
-	if (r < 0)
-		return r;
-	r = sd_event_source_set_priority(l->source, SD_EVENT_PRIORITY_IMPORTANT);
-	if (r < 0) {
-		sd_event_source_disable_unref(l->source);
-		return r;
-	}
-	*ret = TAKE_PTR(l);
-	return 0;
+	if (l->vsock && poll(&p, 1, 0) == 0)
+		ingest_backlog_empty(l->ingest);
 }
 
 struct listener *listener_free(struct listener *l)
 {
 	if (!l)
 		return NULL;
+	sd_event_source_disable_unref(l->rest);
 	sd_event_source_disable_unref(l->source);
-	close(l->fd);
+	safe_close(l->fd);
 	free(l);
 	return NULL;
+}
+
+int listener_new(sd_event *event, struct ingest *ingest, int fd, bool vsock, uint32_t ns,
+		 uint32_t cid, const struct settings_uids *uids, struct listener **ret)
+{
+	_cleanup_(listener_freep)
+	struct listener *l = NULL;
+	int r;
+
+	l = calloc(1, sizeof(*l));
+	if (!l)
+		return -ENOMEM;
+	l->ingest = ingest;
+	l->fd = -1;
+	l->vsock = vsock;
+	l->uids = uids;
+	l->id = (struct vsr_vm_id){ .ns = ns, .cid = cid };
+	r = sd_event_add_io(event, &l->source, fd, EPOLLIN, on_listener, l);
+	if (r >= 0)
+		r = sd_event_source_set_priority(l->source, SD_EVENT_PRIORITY_IMPORTANT);
+	if (r >= 0)
+		r = sd_event_add_time(event, &l->rest, CLOCK_BOOTTIME, USEC_INFINITY, 0, on_rested,
+				      l);
+	if (r >= 0)
+		r = sd_event_source_set_enabled(l->rest, SD_EVENT_OFF);
+	if (r < 0)
+		return r;
+	l->fd = fd;
+	*ret = TAKE_PTR(l);
+	return 0;
 }

@@ -24,6 +24,11 @@ int listener_vsock_open(uint32_t port, uint32_t backlog, int *ret_fd);
  * listener. Returns 0, -ENOMEM, or what sd-event says (fd is then still the caller's). */
 int listener_new(sd_event *event, struct ingest *ingest, int fd, bool vsock, uint32_t ns,
 		 uint32_t cid, const struct settings_uids *uids, struct listener **ret);
+/* Tells ingest if no vsock connection waits to be accepted at this moment. To be called while a VM
+ * has debt: what is accepted later was requested after all that is closed now, and can end it
+ * (admission_backlog_empty()). accept() alone says so too late, after the connection itself. */
+void listener_look(const struct listener *l);
+
 struct listener *listener_free(struct listener *l);
 DEFINE_CLEANUP(struct listener, listener_free);
 

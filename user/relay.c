@@ -123,6 +123,27 @@ static void set_record(struct vm *vm, uint64_t digest, uint64_t length, uint64_t
 	vm->record_xxh64 = xxh64;
 }
 
+/* As many slots as VMs seen, but never fewer than are configured. */
+static struct cache_limits limits_now(const struct relay *r)
+{
+	struct cache_limits limits = r->settings.cache;
+
+	if (r->settings.slots_auto)
+		limits.slots = MAX(limits.slots, vm_table_count(r->vms));
+	return limits;
+}
+
+/* `auto` slots follow the number of VMs. */
+static void follow_vms(struct relay *r, uint64_t now)
+{
+	struct cache_limits limits = limits_now(r);
+	struct cache_stats stats;
+
+	cache_get_stats(r->cache, &stats);
+	if (limits.slots != stats.slots)
+		cache_set_limits(r->cache, &limits, now);
+}
+
 /* Puts the content into the cache and begins its custody as the VM's next generation. */
 static int take_custody(struct relay *r, const struct relay_report *report, uint64_t now)
 {
@@ -372,10 +393,10 @@ static void probe(struct relay *r, uint64_t now)
 	struct vm *vm;
 	struct held *h;
 
-	if (!probe_is_due(r, now))
+	vm = probe_is_due(r, now) ? tracker_probe(r->tracker) : NULL;
+	if (!vm)
 		return;
-	vm = tracker_probe(r->tracker);
-	h = vm && !vm->in_flight ? vm->custody : NULL;
+	h = vm->in_flight ? NULL : vm->custody;
 	if (h) {
 		list_del(&h->ready);
 		send_held(r, h, true, now);
@@ -396,6 +417,23 @@ static void count_send(const struct relay_send *s, enum send_result result, uint
 		       usec_sub(now, s->started));
 }
 
+/* The ACK of content that was sent without a cache. The settings may have changed meanwhile, so
+ * that there is content in custody too: older, from before (it must not overwrite this one
+ * upstream), or newer, which is then the record. */
+static void uncached_acked(struct relay *r, const struct relay_send *s, uint64_t now)
+{
+	struct vm *vm = s->vm;
+	const struct held *h = vm->custody;
+
+	if (h && h->generation < s->up.generation) {
+		cache_remove(r->cache, vm->node.id, h->generation, CACHE_END_DROPPED, now);
+		end_custody(r, vm, METRIC_ENDED_SUPERSEDED);
+	}
+	vm->last_ack = now;
+	if (vm->generation == s->up.generation)
+		set_record(vm, s->digest, s->length, s->xxh64);
+}
+
 /* A send without a cache: nothing is kept, so its result is the report's end. */
 static void uncached_sent(struct relay *r, struct relay_send *s, enum send_result result,
 			  uint64_t now)
@@ -413,10 +451,8 @@ static void uncached_sent(struct relay *r, struct relay_send *s, enum send_resul
 		vm->accepts++;
 		vm->last_accepted = now;
 	}
-	if (result == SEND_ACKED) {
-		vm->last_ack = now;
-		set_record(vm, s->digest, s->length, s->xxh64);
-	}
+	if (result == SEND_ACKED)
+		uncached_acked(r, s, now);
 	changed(r, vm);
 	if (waiter) {
 		waiter->waits_for = NULL;
@@ -628,6 +664,8 @@ int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
 			return 0;
 		}
 	}
+	/* This report's VM may be the one that needs another slot. */
+	follow_vms(r, now);
 	result = take_custody(r, report, now);
 	if (result == -EOPNOTSUPP)
 		result = submit_uncached(r, report, now);
@@ -682,16 +720,6 @@ enum relay_verdict relay_offer(struct relay *r, struct vm *vm, uint64_t length, 
 
 /* ---- time --------------------------------------------------------------------------------------- */
 
-/* As many slots as VMs seen, but never fewer than are configured. */
-static struct cache_limits limits_now(const struct relay *r)
-{
-	struct cache_limits limits = r->settings.cache;
-
-	if (r->settings.slots_auto)
-		limits.slots = MAX(limits.slots, vm_table_count(r->vms));
-	return limits;
-}
-
 static void expire(struct relay *r, uint64_t now)
 {
 	struct held *h;
@@ -711,16 +739,9 @@ static void expire(struct relay *r, uint64_t now)
 
 void relay_run(struct relay *r, uint64_t now)
 {
-	struct cache_stats stats;
 	struct vm *vm;
 
-	if (r->settings.slots_auto) {
-		struct cache_limits limits = limits_now(r);
-
-		cache_get_stats(r->cache, &stats);
-		if (limits.slots != stats.slots)
-			cache_set_limits(r->cache, &limits, now);
-	}
+	follow_vms(r, now);
 	expire(r, now);
 	while ((vm = tracker_next(r->tracker, now)))
 		try_send(r, vm, now);
@@ -735,7 +756,7 @@ uint64_t relay_next_event(const struct relay *r)
 
 	if (oldest)
 		next = MIN(next, usec_add(oldest->accepted, r->settings.custody_max_age));
-	if (r->paused && !r->probing && r->n_held > 0 && r->upstream->ready)
+	if (r->paused && !r->probing && oldest && r->upstream->ready)
 		next = MIN(next, r->probe_at);
 	return next;
 }

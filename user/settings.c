@@ -205,7 +205,7 @@ static const struct settings_row rows[] = {
 	{ DURATION("admission.wait", admission.wait_usec, "5s", 0, HOUR),
 	  .env_ref = "ROX_VIRTUAL_MACHINES_VSOCK_CONCURRENCY_TIMEOUT", RELOAD,
 	  .help = "How long a connection waits for a place and memory before it is closed." },
-	{ UINT("admission.waiting", admission.waiting, "256", 0, 65536), RELOAD,
+	{ UINT("admission.waiting", admission.waiting, "256", 1, 65536), RELOAD,
 	  .help = "Connections that wait, of all VMs together." },
 	{ NUMBER("admission.grant_rate", admission.grant_rate, "1", 0, 1000000), .unit = "/s",
 	  RELOAD,

@@ -12,6 +12,9 @@
 /* Credit of a granted connection, whatever its reservation (DESIGN 2): the verdict gives it back
  * with each packet, so a larger one would only let more packets be under way unseen. */
 #define CREDIT (256 * KIB)
+/* In user-space mode what is unread stays in the kernel, where a guest can make it cost 115 times
+ * its bytes, unseen (docs/kernel-facts.md, unread_cost): less may wait there. */
+#define CREDIT_USER (64 * KIB)
 /* Bytes of one recv(): hashed while they are in the CPU's cache. */
 #define READ_CHUNK (256 * KIB)
 /* Bytes read before the loop turns to somebody else. */
@@ -31,9 +34,8 @@ int socket_memory(int fd, uint32_t *ret_rmem, uint32_t *ret_wmem)
 	return 0;
 }
 
-static int raise_credit(int fd)
+static int raise_credit(int fd, uint64_t credit)
 {
-	uint64_t credit = CREDIT;
 
 	/* The maximum first: the size is clamped to it. */
 	if (setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &credit, sizeof(credit)) < 0 ||
@@ -70,7 +72,7 @@ int stream_open(struct stream *s, const struct stream_config *config, int fd, bo
 		s->bpf = config->bpf;
 		s->attached = true;
 	}
-	r = raise_credit(fd);
+	r = raise_credit(fd, s->attached ? CREDIT : CREDIT_USER);
 	if (r < 0)
 		stream_close(s);
 	return r;
@@ -422,6 +424,7 @@ static enum stream_state look_user(struct stream *s, enum reason *ret_reason)
 		count_packet(s, (size_t)got);
 		if (!take_in(s, ret_reason))
 			return STREAM_REFUSED;
+		hash_read(s);
 		if (s->seen.mode == VSR_MODE_VSR2 && !s->offer_told) {
 			s->offer_told = true;
 			return STREAM_OFFER;

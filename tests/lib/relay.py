@@ -100,7 +100,7 @@ class Relay:
         if value is not None and not getattr(value, "detail", None):
             try:
                 value.detail = "log of the relay:\n" + self.log()[-4000:]
-            except AttributeError:
+            except (AttributeError, OSError):
                 pass
         self.kill()
         shutil.rmtree(self.dir, ignore_errors=True)

@@ -1,0 +1,15 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Boots a VM and runs tests/vm/inside.py in it, with all that it needs from the build's folder $B.
+#
+#   B=build tests/vm/suite.sh KERNEL SECONDS [ARGUMENTS OF inside.py]
+set -eu
+kernel=$1 seconds=$2
+shift 2
+here=$(dirname "$0")
+exec "$here/boot.py" --kernel "$kernel" --modules vhost --timeout "$seconds" \
+	--bin "$B/vsock-relayd:/build/vsock-relayd" \
+	--bin "$B/tests/vm/fakeguest:/usr/bin/fakeguest" \
+	--bin "$B/tests/vm/vsockdiag:/usr/bin/vsockdiag" \
+	--add "$here/../lib:/tests/lib" --add "$here/inside.py:/tests/vm/inside.py" \
+	--env VSR_BUILD=/build -- /usr/bin/python3 /tests/vm/inside.py "$@"
