@@ -223,13 +223,26 @@ bool tls_is_h2(const SSL *ssl)
 	return len == 2 && memcmp(protocol, "h2", 2) == 0;
 }
 
+/* It told us which CAs it takes, and we had nothing to show. Not all servers that ask do tell. */
+static bool asks_for_certificate(const SSL *ssl)
+{
+	const STACK_OF(X509_NAME) *names = SSL_get0_peer_CA_list(ssl);
+
+	return !SSL_get_certificate(ssl) && names && sk_X509_NAME_num(names) > 0;
+}
+
 void tls_why(const SSL *ssl, int r, char *buf, size_t size)
 {
 	int saved = errno, error = SSL_get_error(ssl, r);
 	long verify = SSL_get_verify_result(ssl);
 	unsigned long e = ERR_peek_last_error();
+	bool eof =
+		error == SSL_ERROR_ZERO_RETURN ||
+		(error == SSL_ERROR_SSL && ERR_GET_REASON(e) == SSL_R_UNEXPECTED_EOF_WHILE_READING);
 
-	if (error == SSL_ERROR_ZERO_RETURN)
+	if (eof && asks_for_certificate(ssl))
+		snprintf(buf, size, "closed by the server, which asks for a certificate of ours");
+	else if (eof)
 		snprintf(buf, size, "connection closed by the server");
 	else if (verify != X509_V_OK)
 		snprintf(buf, size, "the server's certificate: %s",
