@@ -266,7 +266,7 @@ clean:
 SUITES := $(shell awk '!/^\#/ && NF { print $$1 }' tests/suites.conf)
 san-build:
 	$(SUBMAKE) B=$(B)/san SAN=1 all unit-bins
-check-build: all unit-bins tools fuzz-bins san-build
+check-build: all unit-bins tools fuzz-bins san-build $(B)/vsock-agent-static
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
 .PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \

@@ -48,17 +48,17 @@ enum vsr_mode {
 
 /* Flags of a connection: the truth; events only wake the daemon up. */
 enum vsr_conn_flag {
-	VSR_CONN_HALF = 1 << 0,		 /* charge passed half of the reservation: read now */
-	VSR_CONN_OVER_BUDGET = 1 << 1,	 /* charge passed the reservation: a packet was dropped */
+	VSR_CONN_HALF = 1 << 0,		  /* charge passed half of the reservation: read now */
+	VSR_CONN_OVER_BUDGET = 1 << 1,	  /* charge passed the reservation: a packet was dropped */
 	VSR_CONN_UNREAD_UPDATES = 1 << 2, /* the guest does not read its credit updates */
-	VSR_CONN_HEADER_DONE = 1 << 3,	 /* all 16 bytes of the header were seen */
-	VSR_CONN_FRAME_DONE = 1 << 4,	 /* all bytes of the frame were seen */
-	VSR_CONN_DIVERGED = 1 << 5,	 /* stopped matching the cached content */
-	VSR_CONN_ZERO_LENGTH = 1 << 6,	 /* violation: a packet without payload (KERNEL.md 0.1) */
-	VSR_CONN_BAD_HEADER = 1 << 7,	 /* violation: begins with 'V', but is no known magic */
-	VSR_CONN_TOO_LARGE = 1 << 8,	 /* violation: more bytes than the report limit */
-	VSR_CONN_BAD_PACKET = 1 << 9,	 /* violation: length out of bounds, or bytes not readable */
-	VSR_CONN_EVENT_LOST = 1 << 10,	 /* the ring buffer was full; must stay 0 */
+	VSR_CONN_HEADER_DONE = 1 << 3,	  /* all 16 bytes of the header were seen */
+	VSR_CONN_FRAME_DONE = 1 << 4,	  /* all bytes of the frame were seen */
+	VSR_CONN_DIVERGED = 1 << 5,	  /* stopped matching the cached content */
+	VSR_CONN_ZERO_LENGTH = 1 << 6,	  /* violation: a packet without payload (KERNEL.md 0.1) */
+	VSR_CONN_BAD_HEADER = 1 << 7,	  /* violation: begins with 'V', but is no known magic */
+	VSR_CONN_TOO_LARGE = 1 << 8,	  /* violation: more bytes than the report limit */
+	VSR_CONN_BAD_PACKET = 1 << 9,  /* violation: length out of bounds, or bytes not readable */
+	VSR_CONN_EVENT_LOST = 1 << 10, /* the ring buffer was full; must stay 0 */
 };
 #define VSR_CONN_VIOLATIONS \
 	(VSR_CONN_ZERO_LENGTH | VSR_CONN_BAD_HEADER | VSR_CONN_TOO_LARGE | VSR_CONN_BAD_PACKET)
@@ -123,14 +123,14 @@ _Static_assert(sizeof(struct vsr_pool) == 16, "ABI");
 
 /* vsr_vms: LRU_HASH, struct vsr_vm_id -> this: what the kernel saw of a VM. Survives a restart. */
 struct vsr_vm_seen {
-	__u64 first_seen_ns;  /* CLOCK_BOOTTIME */
-	__u64 last_seen_ns;   /* CLOCK_BOOTTIME */
-	__u64 connections;    /* that sent at least one packet */
+	__u64 first_seen_ns; /* CLOCK_BOOTTIME */
+	__u64 last_seen_ns;  /* CLOCK_BOOTTIME */
+	__u64 connections;   /* that sent at least one packet */
 	__u64 packets;
 	__u64 bytes;
-	__u64 bytes_known;    /* dropped in the kernel because the cache has them */
-	__u64 duplicates;     /* streams dropped to their end as known */
-	__u64 zero_length;    /* violations by kind, one per connection */
+	__u64 bytes_known; /* dropped in the kernel because the cache has them */
+	__u64 duplicates;  /* streams dropped to their end as known */
+	__u64 zero_length; /* violations by kind, one per connection */
 	__u64 bad_header;
 	__u64 too_large;
 	__u64 bad_packet;
@@ -196,11 +196,11 @@ struct vsr_stats {
 	__u64 bad_packet;
 	__u64 over_budget;
 	__u64 unread_updates;
-	__u64 pool_draws;    /* packets that were paid from the shared reserve */
-	__u64 no_conn;	     /* packets of a socket without an entry in vsr_conns */
-	__u64 no_slot;	     /* must stay 0: entry with a slot out of range */
-	__u64 load_failed;   /* must stay 0: bpf_skb_load_bytes failed */
-	__u64 event_lost;    /* must stay 0: vsr_events was full */
+	__u64 pool_draws;	/* packets that were paid from the shared reserve */
+	__u64 no_conn;		/* packets of a socket without an entry in vsr_conns */
+	__u64 no_slot;		/* must stay 0: entry with a slot out of range */
+	__u64 load_failed;	/* must stay 0: bpf_skb_load_bytes failed */
+	__u64 event_lost;	/* must stay 0: vsr_events was full */
 	__u64 vm_insert_failed; /* must stay 0: vsr_vms took no entry */
 };
 _Static_assert(sizeof(struct vsr_stats) == 136, "ABI");

@@ -13,17 +13,17 @@
 
 /* What the relay answers. */
 enum vsr_status {
-	VSR_STATUS_ACCEPTED = 0,	/* custody has begun */
-	VSR_STATUS_NOTHING_TO_DO = 1,	/* in custody already, or ACKed and unchanged */
+	VSR_STATUS_ACCEPTED = 0,      /* custody has begun */
+	VSR_STATUS_NOTHING_TO_DO = 1, /* in custody already, or ACKed and unchanged */
 	VSR_STATUS_BUSY = 2,
 	VSR_STATUS_TOO_LARGE = 3,
 	VSR_STATUS_MALFORMED = 4,
 	VSR_STATUS_CID_MISMATCH = 5,
 	VSR_STATUS_DIGEST_MISMATCH = 6,
 	VSR_STATUS_INTERNAL = 7,
-	VSR_STATUS_REFUSED = 8,		/* by policy */
+	VSR_STATUS_REFUSED = 8, /* by policy */
 	VSR_STATUS_DEADLINE = 9,
-	VSR_STATUS_GO_ON = 100,		/* send the payload of the offer; it is reserved now */
+	VSR_STATUS_GO_ON = 100, /* send the payload of the offer; it is reserved now */
 };
 
 struct vsr_header {

@@ -707,6 +707,27 @@ static void test_vm_over_1_mib_of_debt_waits_and_is_refused_for_it(void **state)
 	world_close(&w);
 }
 
+static void test_vm_near_its_debt_limit_is_served_one_connection_at_a_time(void **state)
+{
+	struct world w;
+	struct vm *vm;
+	struct admission_ticket *first, *second;
+
+	(void)state;
+	world_open(&w, admission_defaults, unlimited);
+	vm = known(&w, 42, 1000);
+	admission_debt_add(w.a, vm, MIB - VSR_UNREAD_UPDATES, w.now);
+	first = served(&w, vm);
+	second = served(&w, vm); /* what both may leave is not over 1 MiB before the last ends */
+	finish(&w, second, REASON_NONE, 1000);
+	admission_debt_add(w.a, vm, 1, w.now);
+	second = arrive(&w, vm);
+	assert_null(next(&w));
+	finish(&w, first, REASON_NONE, 1000);
+	assert_ptr_equal(next(&w), second);
+	world_close(&w);
+}
+
 static void test_debt_ends_when_a_later_waiting_connection_shows_wmem_0(void **state)
 {
 	struct world w;
@@ -1249,6 +1270,7 @@ int main(void)
 		cmocka_unit_test(test_vm_that_may_not_have_one_itself_bars_nobody),
 		cmocka_unit_test(test_place_and_reservation_are_back_before_the_answer),
 		cmocka_unit_test(test_vm_over_1_mib_of_debt_waits_and_is_refused_for_it),
+		cmocka_unit_test(test_vm_near_its_debt_limit_is_served_one_connection_at_a_time),
 		cmocka_unit_test(test_debt_ends_when_a_later_waiting_connection_shows_wmem_0),
 		cmocka_unit_test(test_connection_requested_before_the_debt_does_not_end_it),
 		cmocka_unit_test(test_debt_ends_when_the_cid_is_gone),

@@ -231,6 +231,22 @@ static void a_socket_that_somebody_listens_on_is_left_alone(void **state)
 	close(fd);
 }
 
+static void a_listener_with_a_full_backlog_is_no_stale_socket(void **state)
+{
+	struct world *w = *state;
+	int fd = make_socket(w, "vm.sock_" PORT, true), fds[10];
+	size_t n = 0;
+
+	while ((fds[n] = try_connect(w, "vm.sock_" PORT)) >= 0)
+		assert_true(++n < ARRAY_SIZE(fds));
+	assert_int_equal(fds[n], -EAGAIN);
+	assert_int_equal(start(w, single), -EADDRINUSE);
+	assert_true(exists(w, "vm.sock_" PORT));
+	while (n > 0)
+		close(fds[--n]);
+	close(fd);
+}
+
 static void a_stale_socket_of_another_user_is_left_alone(void **state)
 {
 	struct world *w = *state;
@@ -607,6 +623,7 @@ int main(void)
 		TEST(a_missing_directory_is_an_error),
 		TEST(a_stale_socket_of_ours_is_replaced),
 		TEST(a_socket_that_somebody_listens_on_is_left_alone),
+		TEST(a_listener_with_a_full_backlog_is_no_stale_socket),
 		TEST(a_stale_socket_of_another_user_is_left_alone),
 		TEST(files_and_links_are_left_alone),
 		TEST(what_is_not_ours_any_more_is_not_removed),

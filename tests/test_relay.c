@@ -491,6 +491,29 @@ static void framed_content_is_never_lost_to_another_vm(void **state _unused_)
 	world_close(&w);
 }
 
+/* A framed agent that hears "nothing to do" of content that came raw counts on it from then on. */
+static void a_framed_repeat_of_raw_content_protects_it(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.cache.slots = 1;
+	for (int offered = 0; offered < 2; offered++) {
+		world_open(&w, s, unlimited);
+		w.framed = false;
+		assert_int_equal(submit(&w, 7, 'a'), RELAY_ACCEPTED);
+		w.framed = true;
+		if (offered)
+			assert_int_equal(offer(&w, 7, 'a'), RELAY_DUPLICATE);
+		else
+			assert_int_equal(submit(&w, 7, 'a'), RELAY_DUPLICATE);
+		w.framed = false;
+		assert_int_equal(submit(&w, 8, 'a'), -ENOSPC);
+		assert_non_null(vm_of(&w, 7)->custody);
+		world_close(&w);
+	}
+}
+
 static void auto_slots_are_there_with_the_vm_that_needs_them(void **state _unused_)
 {
 	struct relay_settings s = defaults();
@@ -1581,6 +1604,7 @@ int main(void)
 		cmocka_unit_test(custody_ends_at_exactly_custody_max_age),
 		cmocka_unit_test(a_lost_cache_entry_ends_custody_with_its_reason),
 		cmocka_unit_test(framed_content_is_never_lost_to_another_vm),
+		cmocka_unit_test(a_framed_repeat_of_raw_content_protects_it),
 		cmocka_unit_test(auto_slots_are_there_with_the_vm_that_needs_them),
 		cmocka_unit_test(duplicate_of_content_in_custody_adds_nothing),
 		cmocka_unit_test(what_is_new_is_not_counted_before_it_is_read),

@@ -322,12 +322,20 @@ static void grant(struct admission *a, struct admission_ticket *t, bool limited,
 	vm->served++;
 }
 
+/* What its served connections may still leave counts for a VM that owes already: or two at once
+ * would take one that is almost at the limit far beyond it. */
+static bool may_owe_too_much(const struct vm *vm)
+{
+	return vm->debt > 0 &&
+	       vm->debt + (uint64_t)vm->served * VSR_UNREAD_UPDATES > ADMISSION_VM_DEBT;
+}
+
 /* Whether the VM itself may have one more, whatever others hold. Who may not is no obstacle for
  * those behind it. */
 static bool may_have_one(const struct admission *a, const struct vm *vm, uint64_t now)
 {
 	return vm->served < ADMISSION_SERVED_PER_VM && !owes_too_much(a, vm) &&
-	       vm_next_grant(a->vms, vm, now) <= now;
+	       !may_owe_too_much(vm) && vm_next_grant(a->vms, vm, now) <= now;
 }
 
 /*

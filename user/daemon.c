@@ -78,6 +78,7 @@ static struct ingest_settings ingest_of(const struct settings *s)
 		.deadline = s->report.deadline_usec,
 		.idle = s->report.idle_usec,
 		.allow_reserved_cids = s->allow_reserved_cids,
+		.bpf_required = s->bpf == SETTINGS_BPF_REQUIRED,
 	};
 }
 
@@ -441,7 +442,7 @@ static int explain_bind(const struct settings *s, int r)
 	return log_error_errno(r, "vsock port %u", s->listen.port);
 }
 
-static int drop_privileges(struct daemon *d);
+static int begin_service(struct daemon *d);
 
 static int on_vsock_retry(sd_event_source *source, uint64_t usec _unused_, void *userdata)
 {
@@ -461,7 +462,7 @@ static int on_vsock_retry(sd_event_source *source, uint64_t usec _unused_, void 
 	else
 		explain_bind(d->settings, r);
 	if (r == 0)
-		r = drop_privileges(d);
+		r = begin_service(d);
 	d->vsock_retry = sd_event_source_disable_unref(source);
 	if (r < 0) {
 		d->result = r;
@@ -588,8 +589,8 @@ static int load_bpf(struct daemon *d, uint64_t seed)
 		.blocks = (uint32_t)(s->cache.bytes / VSR_BLOCK_SIZE),
 		.pool_limit = admission_reserve(d->admission),
 		.pin_dir = s->pin_directory,
-		.pin_uid = (uid_t)-1,
-		.pin_gid = (gid_t)-1,
+		.pin_uid = d->has_identity ? d->identity.uid : (uid_t)-1,
+		.pin_gid = d->has_identity ? d->identity.gid : (gid_t)-1,
 		.maps_only = s->bpf == SETTINGS_BPF_OFF || !s->listen.vsock,
 	};
 	int r;
@@ -679,19 +680,24 @@ static int add_sources(struct daemon *d)
 	return r < 0 ? log_error_errno(r, "event loop") : 0;
 }
 
-/* Whom to become; looked up first, as what is made before the drop is made for this user. */
+/* Whom to become; looked up first, as what is made before the drop is made for this user. Sockets
+ * of VMs that come later are given to hybrid.group by whoever we are then. */
 static int find_identity(struct daemon *d)
 {
 	const struct settings *s = d->settings;
+	char self[16];
 	int r;
 
-	if (!*s->user)
+	d->has_identity = *s->user || *s->hybrid.group;
+	if (!d->has_identity)
 		return 0;
-	r = privilege_resolve(s->user, s->group, &d->identity);
+	snprintf(self, sizeof(self), "%u", getuid());
+	r = privilege_resolve(*s->user ? s->user : self, s->group, &d->identity);
 	if (r == 0 && *s->hybrid.group)
 		r = privilege_add_group(&d->identity, s->hybrid.group);
-	d->has_identity = true;
-	return r < 0 ? log_error_errno(r, "user %s, group %s", s->user, s->group) : 0;
+	return r < 0 ? log_error_errno(r, "user %s, group %s, hybrid.group %s", s->user, s->group,
+				       s->hybrid.group)
+		     : 0;
 }
 
 /* What is needed later must be there for the service user now, and not fail in a week. */
@@ -749,6 +755,15 @@ static int start_admin(struct daemon *d)
 	return r < 0 ? log_error_errno(r, "metrics.listen or admin_socket") : 0;
 }
 
+/* The last steps of a start. While a kernel without AF_VSOCK is waited for, with privileges that
+ * the bind will need, nobody is listened to (SPEC 3), so they wait too. */
+static int begin_service(struct daemon *d)
+{
+	int r = start_admin(d);
+
+	return r < 0 ? r : drop_privileges(d);
+}
+
 int daemon_new(const struct daemon_args *args, struct settings *settings, struct daemon **ret)
 {
 	_cleanup_(daemon_freep)
@@ -778,11 +793,11 @@ int daemon_new(const struct daemon_args *args, struct settings *settings, struct
 		if (r < 0)
 			return r;
 	}
-	r = start_admin(d);
-	if (r == 0 && !d->vsock_retry)
-		r = drop_privileges(d);
-	if (r < 0)
-		return r;
+	if (!d->vsock_retry) {
+		r = begin_service(d);
+		if (r < 0)
+			return r;
+	}
 	r = sd_event_add_post(d->event, &d->post, on_post, d);
 	if (r < 0)
 		return log_error_errno(r, "event loop");

@@ -681,8 +681,11 @@ void ingest_accepted(struct ingest *i, int fd, bool vsock, struct vsr_vm_id id)
 		return;
 	}
 	r = admission_arrive(i->parts.admission, &c->ticket, vm, now, &reason);
-	if (r < 0)
+	if (r < 0) {
+		/* It has no ticket: what the kernel has queued for the guest is debt right away. */
+		admission_debt_add(i->parts.admission, vm, conn_wmem(c), now);
 		refuse_waiter(c, reason, now);
+	}
 }
 
 void ingest_backlog_empty(struct ingest *i)
@@ -711,14 +714,18 @@ static void conn_grant(struct conn *c, uint64_t now)
 	r = stream_open(&c->stream, &i->stream, c->fd, c->vsock, c->vm->node.id, slot,
 			c->ticket.reservation);
 	i->bpf_proved = i->bpf_proved || c->stream.attached;
-	if (r == -EOPNOTSUPP && i->stream.bpf && !i->bpf_proved) {
+	if (r == -EOPNOTSUPP && i->stream.bpf && !i->bpf_proved && !i->settings.bpf_required) {
 		leave_bpf(i);
 		r = stream_open(&c->stream, &i->stream, c->fd, c->vsock, c->vm->node.id, slot,
 				c->ticket.reservation);
 	}
 	if (r < 0) {
 		conn_refuse(c, r == -ENOTCONN ? REASON_WAITER_GONE : REASON_INTERNAL,
-			    r == -ENOTCONN ? NULL : strerror(-r), now);
+			    r == -ENOTCONN ? NULL
+			    : r == -EOPNOTSUPP
+				    ? "bpf: required, but this kernel's vsock knows no sockmap"
+				    : strerror(-r),
+			    now);
 		return;
 	}
 	listen_for(c, wanted_events(c));

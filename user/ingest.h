@@ -22,6 +22,7 @@ struct ingest_settings {
 	uint64_t deadline;   /* usec from the grant to the last byte */
 	uint64_t idle;	     /* usec without a byte */
 	bool allow_reserved_cids;
+	bool bpf_required; /* without a verdict nothing is received over vsock */
 };
 
 /* What ingest works with; all of it must outlive it. */

@@ -590,9 +590,21 @@ static enum relay_verdict repeat_verdict(const struct relay *r, const struct vm 
 	return RELAY_NEW;
 }
 
-static void count_repeat(struct relay *r, struct vm *vm, enum relay_verdict verdict,
-			 enum metric_place place)
+/* A framed agent was told that its content is in custody: nothing may push it out any more, also
+ * if it came raw at first. */
+static void promise(struct relay *r, const struct vm *vm)
 {
+	const struct held *h = vm->custody;
+
+	if (h)
+		cache_set_hold(r->cache, vm->node.id, h->generation, CACHE_HOLD_ANSWERED);
+}
+
+static void count_repeat(struct relay *r, struct vm *vm, enum relay_verdict verdict,
+			 enum metric_place place, bool framed)
+{
+	if (framed)
+		promise(r, vm);
 	vm->duplicates++;
 	if (verdict == RELAY_DUPLICATE)
 		metric_inc_label(METRIC_DUPLICATES, place);
@@ -659,7 +671,7 @@ int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
 		enum relay_verdict verdict = repeat_verdict(r, vm, now);
 
 		if (verdict != RELAY_NEW) {
-			count_repeat(r, vm, verdict, METRIC_DAEMON);
+			count_repeat(r, vm, verdict, METRIC_DAEMON, report->framed);
 			*ret_verdict = verdict;
 			return 0;
 		}
@@ -696,7 +708,7 @@ int relay_known(struct relay *r, struct vm *vm, uint64_t length, uint64_t digest
 	}
 	if (verdict != RELAY_NEW) {
 		count_received(vm);
-		count_repeat(r, vm, verdict, METRIC_KERNEL);
+		count_repeat(r, vm, verdict, METRIC_KERNEL, xxh64 != NULL);
 	}
 	*ret_verdict = verdict;
 	return 0;
@@ -713,7 +725,7 @@ enum relay_verdict relay_offer(struct relay *r, struct vm *vm, uint64_t length, 
 	verdict = repeat_verdict(r, vm, now);
 	if (verdict != RELAY_NEW) {
 		count_received(vm);
-		count_repeat(r, vm, verdict, METRIC_DAEMON);
+		count_repeat(r, vm, verdict, METRIC_DAEMON, true);
 	}
 	return verdict;
 }

@@ -261,6 +261,16 @@ static bool bypassed(const struct stream *s)
 	return s->seen.passed == s->read && recv(s->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
+/* Whether a raw stream has gone on after its end: the kernel takes data from a guest that has said
+ * that it sends no more, and BPF hashes it. (A frame's later bytes are not hashed.) */
+static bool went_on(const struct stream *s)
+{
+	struct vsr_conn now;
+
+	return !stream_framed(s) && ingest_bpf_read(s->bpf, s->cookie, &now) == 0 &&
+	       now.seen != s->seen.seen;
+}
+
 /* All bytes are here, so libxxhash can say whether BPF hashed them as they are. */
 static int confirm_digest(const struct stream *s)
 {
@@ -286,12 +296,12 @@ static int take_bpf(struct stream *s, enum reason *ret_reason)
 	    s->read + s->seen.known + s->seen.refused < MIN(s->seen.seen, frame_end(s)))
 		return -EAGAIN;
 	if (bypassed(s)) {
-		*ret_reason = REASON_BYPASS;
+		*ret_reason = went_on(s) ? REASON_AFTER_END : REASON_BYPASS;
 		return -EPROTO;
 	}
 	r = confirm_digest(s);
 	if (r < 0)
-		*ret_reason = REASON_KERNEL_DIGEST;
+		*ret_reason = went_on(s) ? REASON_AFTER_END : REASON_KERNEL_DIGEST;
 	return r;
 }
 

@@ -21,19 +21,19 @@
 #define _noreturn_	     __attribute__((noreturn))
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
-#define MIN(a, b)                            \
-	({                                   \
-		__typeof__(a) _min_a = (a);  \
-		__typeof__(b) _min_b = (b);  \
+#define MIN(a, b)                                  \
+	({                                         \
+		__typeof__(a) _min_a = (a);        \
+		__typeof__(b) _min_b = (b);        \
 		_min_a < _min_b ? _min_a : _min_b; \
 	})
-#define MAX(a, b)                            \
-	({                                   \
-		__typeof__(a) _max_a = (a);  \
-		__typeof__(b) _max_b = (b);  \
+#define MAX(a, b)                                  \
+	({                                         \
+		__typeof__(a) _max_a = (a);        \
+		__typeof__(b) _max_b = (b);        \
 		_max_a > _max_b ? _max_a : _max_b; \
 	})
-#define container_of(ptr, type, member) ((type *) ((char *) (ptr)-offsetof(type, member)))
+#define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
 /* Times are uint64_t microseconds of CLOCK_BOOTTIME, unless a name says otherwise. */
 #define USEC_PER_MSEC 1000ULL
@@ -92,7 +92,7 @@ static inline int safe_close(int fd)
 
 static inline void freep(void *p)
 {
-	free(*(void **) p);
+	free(*(void **)p);
 }
 
 static inline void closep(int *fd)
@@ -111,12 +111,12 @@ static inline void fclosep(FILE **f)
 #define _cleanup_fclose_ _cleanup_(fclosep)
 
 /* Defines what _cleanup_ needs for a destructor that accepts NULL: nameP(type **). */
-#define DEFINE_CLEANUP(type, destructor)                \
-	static inline void destructor##p(type **p)      \
-	{                                               \
-		if (*p)                                 \
-			*p = destructor(*p);            \
-	}                                               \
+#define DEFINE_CLEANUP(type, destructor)           \
+	static inline void destructor##p(type **p) \
+	{                                          \
+		if (*p)                            \
+			*p = destructor(*p);       \
+	}                                          \
 	struct vsr_cleanup_##destructor /* takes the semicolon */
 
 #endif

@@ -44,12 +44,12 @@ struct vm {
 	bool has_record; /* record_digest and record_length are valid (SPEC 2, digest of record) */
 	uint64_t record_digest;
 	uint64_t record_length;
-	uint64_t record_xxh64;	/* XXH64, seed 0: what offers name */
+	uint64_t record_xxh64;	 /* XXH64, seed 0: what offers name */
 	uint64_t generation;	 /* the newest */
 	uint64_t last_accepted;	 /* 0: never */
 	uint64_t last_ack;	 /* 0: never */
 	void *custody;		 /* the relay's content in custody, or NULL; pins the record */
-	void *in_flight;	/* the relay's send under way, or NULL; pins the record */
+	void *in_flight;	 /* the relay's send under way, or NULL; pins the record */
 	struct tracker_vm *acks; /* the tracker's sends and due time, or NULL; pins the record */
 
 	/* refusals are logged once per VM per 10 s (SPEC 3) */

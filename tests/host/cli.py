@@ -4,6 +4,7 @@
 Arguments: part of a test's name."""
 
 import contextlib
+import grp
 import os
 import pwd
 import re
@@ -279,6 +280,36 @@ def pattern():
         assert os.listdir(os.path.join(vms, "1000", "root")) == []
 
 
+def group_of_later_vms():
+    """Sockets of VMs that come after the drop of privileges are given to their group too."""
+    as_root()
+    if WRAP:
+        raise Skip("the wrapper needs its privileges")
+    for user in ({}, {"user": "nobody", "group": "nogroup"}):
+        with relay(start=False) as r:
+            vms = os.path.join(r.dir, "vms")
+            os.mkdir(vms)
+            os.chmod(r.dir, 0o755)
+            for directory in (vms, r.stored_dir):
+                if user:
+                    os.chown(directory, pwd.getpwnam("nobody").pw_uid, -1)
+            r.config.update(user)
+            r.config["hybrid"] = {"group": "daemon", "allowed_uids": "any",
+                                  "sockets": [{"pattern": os.path.join(vms, "{cid}.sock")}]}
+            r.write_config()
+            r.start()
+            with open(os.path.join(vms, "1000.sock"), "w", encoding="ascii"):
+                pass
+            address = os.path.join(vms, "1000.sock_818")
+            wait_for(lambda: os.path.exists(address), 20, address)
+            wait_for(lambda: os.stat(address).st_gid == grp.getgrnam("daemon").gr_gid, 20, "group")
+            payload = rp.report(1000, 3000)
+            assert rp.send_framed(address, payload) == rp.ACCEPTED
+            r.wait_stored(1000, payload)
+            assert r.stop() == 0
+            assert not os.path.exists(address)
+
+
 # ---- stop and reload ----
 
 
@@ -468,6 +499,7 @@ ALL = (
     help_and_version, check_config, flags_over_environment_over_file,
     second_instance, port_in_use, vsock_port_in_use, socket_in_use, missing_directories,
     killed_and_started_again, drops_privileges, needs_access, pattern,
+    group_of_later_vms,
     stop_with_waiters, reload_is_whole, signals_in_a_row,
     disk_full, disk_read_only, read_only_at_start, disk_hung,
 )

@@ -583,7 +583,7 @@ def main():
     # So that a kill of this program still cleans up behind itself.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--kernel", default="6.12", help="6.12 (default), 6.12-full, 6.1")
+    parser.add_argument("--kernel", default="6.12", help="6.12 (default), 6.12-full, 6.1, unstable")
     parser.add_argument("--modules", default="loopback",
                         help=f"sets ({', '.join(MODULE_SETS)}) or modules, with commas")  # fmt: skip
     parser.add_argument("--add", action="append", default=[], metavar="PATH[:DEST]")

@@ -12,6 +12,7 @@ sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "
 
 import hostile
 import scenarios
+import vsockrules
 from fakeguest import FakeGuest
 from relay import Relay, merge
 from tap import Tap
@@ -89,12 +90,14 @@ class Vhost(scenarios.World):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--expect", choices=("bpf", "user"), default="bpf")
-    parser.add_argument("--worlds", default="loopback,vhost,loopback-user,hostile")
+    parser.add_argument("--worlds", default="rules,loopback,vhost,loopback-user,hostile")
     parser.add_argument("only", nargs="?")
     options = parser.parse_args()
     tap = Tap(options.only)
     bpf = options.expect == "bpf"
     worlds = options.worlds.split(",")
+    if "rules" in worlds:
+        vsockrules.run_all(tap, bpf)
     if "loopback" in worlds:
         scenarios.run_all(tap, Loopback(bpf))
     if "vhost" in worlds:
