@@ -388,6 +388,31 @@ def upstream_down_at_the_start():
             assert server.payloads(100) == [payload]
 
 
+def stop_in_a_call():
+    """SIGTERM while a call hangs: ends after the grace period, and in order."""
+    hybrid = {"vm0.sock": 100, "vm1.sock": 101}
+    with gs.Server(default=gs.hang) as server, Relay(settings(server.address), hybrid=hybrid) as r:
+        r.wait_metric("upstream_ready", value=1)
+        accept(r)
+        accept(r, 101)
+        wait_for(lambda: len(server.calls) == 2, what="the calls")
+        start = time.monotonic()
+        assert r.stop() == 0, r.log()
+        assert time.monotonic() - start < 5
+        assert "2 reports were not delivered" in r.log(), r.log()
+
+
+def keys_need_a_restart():
+    """A reload with another server is refused whole."""
+    with gs.Server() as server, relay(server.address) as r:
+        r.config["upstream"]["grpc"]["address"] = "127.0.0.1:1"
+        r.write_config()
+        log = r.reload()
+        assert "upstream.grpc.address needs a restart" in log and "refused" in log, log
+        accept(r)
+        ended(r, "acked")
+
+
 # ---- TLS ----
 
 
@@ -531,6 +556,8 @@ def main():
     tap.run("resolver never answers: reports are accepted", silent_resolver)
     tap.run("server accepts and never answers: 1000 reports are accepted", hung_upstream)
     tap.run("server away at the start: delivered once it is there", upstream_down_at_the_start)
+    tap.run("SIGTERM in a call: ends within the grace period", stop_in_a_call)
+    tap.run("reload with another address: refused, the old one stays", keys_need_a_restart)
     tap.run("TLS: server's certificate checked", tls_works, False, "DNS:sensor.test", "sensor.test")
     tap.run("TLS: mutual certificates", tls_works, True, "DNS:sensor.test", "sensor.test")
     tap.run("TLS: name from the address", tls_works, True, "IP:127.0.0.1", "")
