@@ -186,9 +186,9 @@ def modes(guest):
 
 
 def largest(guest):
-    report = synthetic(guest, LARGEST)
+    what = f"--synthetic {LARGEST}"
     with relay_with() as relay:
-        seen = deliver(relay, guest, "vsr2", *report)
+        seen = deliver(relay, guest, "vsr2", what, made_of(what))
         assert relay.metric("bpf_seen_bytes_total") == seen, "BPF did not see every byte"
 
 
@@ -305,7 +305,7 @@ TESTS = {
     "too large and CID mismatch: the agent is told why, nothing is stored": refused,
     "15 KB and 2.5 MB raw, VSR1 and VSR2: BPF sees every byte, every byte is stored": modes,
     "a repeat costs 16 bytes; a changed report and the way back are new": duplicate,
-    "15 MB": largest,
+    "15 MB (VSR2): BPF sees every byte, every byte is stored": largest,
     "the guest's kernel is powered off in mid-report: aborted, nothing is stored": power_off,
 }
 

@@ -26,6 +26,7 @@ import report as rp
 import vsock
 from fakeguest import SHUTDOWN_RCV, SHUTDOWN_SEND, FakeGuest, FakeGuestError
 from relay import Relay, wait_for
+from tap import Skip
 
 KIB, MIB = 1024, 1024 * 1024
 PORT = 818
@@ -48,6 +49,9 @@ NO_REPORT = {"vm_connections", "waiter_gone", "wait_timeout", "aborted", "cid_mi
 
 # ... and how those of a guest that does not read its ring.
 UNREAD = NO_REPORT | {"unread_updates", "debt"}
+
+# virtio_transport_alloc_skb() sets the owner of a packet since 6.3.
+SEND_QUEUE_IS_CHARGED = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 3)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -249,11 +253,12 @@ def zeros_alone(s, g):
 
 
 def too_many_zeros(s, g):
-    """More of them than the credit allows: the kernel resets the connection."""
+    """More of them than the credit allows: the kernel resets the connection, or (6.1) merges them
+    into nothing. There is no report either way."""
     conn = g.open()
     g.fg.rw(conn, len=0, desc=65536, count=1000)
-    g.fg.wait(conn, "closed")
-    return Expect(aborted=1)
+    g.fg.close(conn)
+    return Expect(aborted=1) if s.bpf else Expect(some={"aborted", "cid_mismatch"})
 
 
 def zeros_at_the_end(s, g):
@@ -427,6 +432,8 @@ def credit_requests(s, g):
 
 def credit_requests_unread(s, g):
     """The same from one that does not read: refused at the next look, and its debt ends."""
+    if not SEND_QUEUE_IS_CHARGED:
+        raise Skip("this kernel charges no packet to its socket")
     conn = g.open()
     g.fg.rxstop(g.cid)
     before, debts = s.refusals(), s.relay.metric("memory_debt_bytes")
