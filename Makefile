@@ -24,7 +24,8 @@ endif
 .DELETE_ON_ERROR:
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Werror
-DEPS := libbpf libsystemd libprotobuf-c yaml-0.1 libxxhash libmicrohttpd libcap
+DEPS := libbpf libsystemd libprotobuf-c yaml-0.1 libxxhash libmicrohttpd libcap libnghttp2 \
+	openssl libcares
 CPPFLAGS := -D_GNU_SOURCE -DVSR_VERSION='"$(VERSION)"' -Iinclude -Iuser -I$(B)/gen
 BASE_CFLAGS := -std=gnu17 -g -O2 $(WARN) -fno-omit-frame-pointer
 HARDEN_CFLAGS := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection -fPIE \

@@ -92,6 +92,7 @@ static inline void ingest_world_open(struct ingest_world *w)
 	metrics_reset();
 	w->descriptors = count_descriptors();
 	w->up.ops = &ops;
+	w->up.ready = true;
 	assert_true(sd_event_new(&w->event) >= 0);
 	assert_int_equal(vm_table_new(VM_TABLE_MAX, unlimited, unlimited, &w->vms), 0);
 	assert_int_equal(admission_new(w->vms, &w->admission_settings, &w->admission), 0);

@@ -139,6 +139,7 @@ static void world_open(struct world *w, struct relay_settings s, struct bucket_r
 	w->s = s;
 	w->framed = true;
 	w->up.up.ops = &fake_ops;
+	w->up.up.ready = true;
 	assert_int_equal(vm_table_new(VM_TABLE_MAX, unlimited, rate, &w->vms), 0);
 	assert_int_equal(relay_new(&s, w->vms, &w->up.up, half, NULL, &w->r), 0);
 	relay_observe(w->r, on_observed, w);
@@ -1076,6 +1077,264 @@ static void older_content_sent_without_a_cache_is_not_the_record(void **state _u
 	world_close(&w);
 }
 
+/* ---- what upstreams say ----------------------------------------------------------------------------- */
+
+static void contents_wait_for_an_upstream_that_is_not_there(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), one_a_minute);
+	w.up.up.ready = false;
+	for (uint32_t cid = 3; cid < 33; cid++)
+		assert_int_equal(submit(&w, cid, 'a'), RELAY_ACCEPTED);
+	run_at(&w, w.now + HOUR);
+	assert_int_equal(w.up.started, 0);
+	assert_true(metric_get(METRIC_REPORTS_SENT, METRIC_SENT_FAILED) == 0);
+	w.up.up.ready = true;
+	run_at(&w, w.now);
+	for (size_t left = 30; left > 0; left--) {
+		assert_int_equal(w.up.n_sends, MIN(left, (size_t)RELAY_IN_FLIGHT_MAX));
+		end(&w, SEND_ACKED);
+	}
+	assert_true(ended(METRIC_ENDED_ACKED) == 30);
+	world_close(&w);
+}
+
+static void what_did_not_leave_goes_again_at_once_but_once(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), one_a_minute);
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_AGAIN);
+	assert_int_equal(w.up.started, 2); /* with the token that it gave back */
+	end(&w, SEND_AGAIN);
+	assert_int_equal(w.up.started, 2); /* a server that refuses for ever is no busy loop */
+	run_at(&w, T0 + 30 * SEC);
+	assert_int_equal(w.up.started, 3);
+	end(&w, SEND_ACKED);
+	assert_null(vm_of(&w, 3)->custody);
+	world_close(&w);
+}
+
+static void an_upstream_that_refuses_all_is_probed_at_30_s_doubling_to_10_min(void **state _unused_)
+{
+	static const uint64_t waits[] = { 30, 60, 120, 240, 480, 600, 600 };
+	struct world w;
+
+	world_open(&w, defaults(), one_a_minute);
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	assert_int_equal(submit(&w, 4, 'b'), RELAY_ACCEPTED);
+	end(&w, SEND_REFUSED);
+	assert_true(figures(&w).paused);
+	end(&w, SEND_REFUSED); /* it was under way: no second step */
+	assert_int_equal(submit(&w, 5, 'c'), RELAY_ACCEPTED);
+	for (size_t i = 0; i < ARRAY_SIZE(waits); i++) {
+		size_t had = w.up.started;
+
+		run_at(&w, w.now + waits[i] * SEC - 1);
+		assert_int_equal(w.up.started, had);
+		assert_int_equal(relay_next_event(w.r), w.now + 1);
+		run_at(&w, w.now + 1);
+		assert_int_equal(w.up.started, had + 1); /* one, token or not */
+		run_at(&w, w.now + SEC);
+		assert_int_equal(w.up.started, had + 1);
+		run_at(&w, w.now); /* and its end counts from when it ends */
+		end(&w, i % 2 ? SEND_REFUSED : SEND_FAILED);
+		assert_true(figures(&w).paused);
+	}
+	run_at(&w, w.now + 600 * SEC);
+	end(&w, SEND_ACKED);
+	assert_false(figures(&w).paused);
+	run_at(&w, w.now + 30 * SEC);
+	assert_int_equal(w.up.n_sends, 2); /* the others go on where they were */
+	world_close(&w);
+}
+
+static void due_times_stand_still_in_a_pause(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	run_at(&w, T0 + 10 * SEC);
+	end(&w, SEND_REFUSED);	   /* 20 s before its retry is due */
+	run_at(&w, T0 + 25 * SEC); /* before the probe */
+	relay_resume(w.r, w.now);
+	run_at(&w, T0 + 45 * SEC - 1);
+	assert_int_equal(w.up.started, 1);
+	run_at(&w, T0 + 45 * SEC);
+	assert_int_equal(w.up.started, 2);
+	world_close(&w);
+}
+
+static void a_reload_ends_a_pause(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_REFUSED);
+	assert_int_equal(submit(&w, 4, 'b'), RELAY_ACCEPTED);
+	assert_int_equal(w.up.n_sends, 0);
+	assert_int_equal(relay_set(w.r, &w.s, w.now), 0);
+	run_at(&w, w.now);
+	assert_int_equal(w.up.n_sends, 1);
+	world_close(&w);
+}
+
+static void without_slots_a_report_is_the_probe(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct submission sub;
+	enum relay_verdict verdict;
+	struct buf *b = content('a');
+	struct world w;
+
+	s.cache.slots = 0;
+	world_open(&w, s, unlimited);
+	assert_int_equal(submit_buf(&w, 3, b, &sub, &verdict), -EINPROGRESS);
+	end(&w, SEND_REFUSED);
+	assert_int_equal(submit_buf(&w, 3, b, &sub, &verdict), -ENOSPC);
+	run_at(&w, w.now + 30 * SEC);
+	assert_int_equal(submit_buf(&w, 3, b, &sub, &verdict), -EINPROGRESS);
+	end(&w, SEND_ACKED);
+	assert_int_equal(submit_buf(&w, 4, b, &sub, &verdict), -EINPROGRESS);
+	end(&w, SEND_ACKED);
+	buf_unref(b);
+	world_close(&w);
+}
+
+static void content_is_dropped_after_three_rejections(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_REJECTED);
+	run_at(&w, T0 + 30 * SEC);
+	end(&w, SEND_FAILED); /* of another kind: no rejection */
+	run_at(&w, T0 + 90 * SEC);
+	end(&w, SEND_REJECTED);
+	run_at(&w, T0 + 180 * SEC);
+	assert_non_null(vm_of(&w, 3)->custody);
+	end(&w, SEND_REJECTED);
+	assert_null(vm_of(&w, 3)->custody);
+	assert_true(ended(METRIC_ENDED_REJECTED) == 1);
+	/* Newer content starts anew, and the same is new. */
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_REJECTED);
+	assert_non_null(vm_of(&w, 3)->custody);
+	world_close(&w);
+}
+
+static void say(struct world *w, bool nack, const char *resource, const char *reason)
+{
+	struct upstream_ack ack = { .nack = nack,
+				    .resource = resource,
+				    .resource_len = strlen(resource),
+				    .reason = reason };
+
+	w->up.up.on_ack(&ack, w->up.up.userdata, w->now);
+	relay_run(w->r, w->now);
+	check(w);
+}
+
+static double outcome(enum metric_ack_outcome o)
+{
+	return metric_get(METRIC_ACK_OUTCOMES, o);
+}
+
+static void an_ack_on_its_own_ends_custody_of_what_it_settles(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	w.up.up.acks_apart = true;
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	say(&w, false, "vm:3", ""); /* overtakes the end of the call */
+	assert_null(vm_of(&w, 3)->custody);
+	end(&w, SEND_DELIVERED);
+	assert_true(ended(METRIC_ENDED_ACKED) == 1);
+	assert_int_equal(relay_next_event(w.r) > w.now + 20 * HOUR, 1); /* nothing is left behind */
+	say(&w, false, "vm:3", "");					/* once more */
+	say(&w, false, "99", "");					/* of nobody */
+	say(&w, false, "vm:3:extra", "");				/* no CID */
+	assert_true(outcome(METRIC_ACK_SETTLED) == 1 && outcome(METRIC_ACK_UNMATCHED) == 3);
+	assert_true(metric_get(METRIC_ACKS_RECEIVED, 0) == 4);
+	world_close(&w);
+}
+
+static void a_late_ack_of_older_content_does_not_end_newer(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	w.up.up.acks_apart = true;
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_DELIVERED);
+	assert_int_equal(submit(&w, 3, 'b'), RELAY_ACCEPTED);
+	end(&w, SEND_DELIVERED);
+	say(&w, false, "3", "");
+	assert_non_null(vm_of(&w, 3)->custody);
+	say(&w, false, "3", "");
+	assert_null(vm_of(&w, 3)->custody);
+	world_close(&w);
+}
+
+static void an_ack_for_another_vm_id_is_stale(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	w.up.up.acks_apart = true;
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_DELIVERED);
+	say(&w, false, "other:3", "");
+	assert_true(outcome(METRIC_ACK_STALE) == 1);
+	assert_non_null(vm_of(&w, 3)->custody);
+	world_close(&w);
+}
+
+static void only_permanent_nacks_end_custody(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	w.up.up.acks_apart = true;
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_DELIVERED);
+	say(&w, true, "vm:3", "try again");
+	assert_non_null(vm_of(&w, 3)->custody);
+	run_at(&w, T0 + 30 * SEC);
+	assert_int_equal(w.up.started, 2);
+	end(&w, SEND_DELIVERED);
+	say(&w, true, "vm:3", "unsupported action");
+	assert_null(vm_of(&w, 3)->custody);
+	assert_true(ended(METRIC_ENDED_NACKED) == 1);
+	run_at(&w, w.now + HOUR);
+	assert_int_equal(w.up.started, 2);
+	assert_true(metric_get(METRIC_UPSTREAM_ACKS, METRIC_NACK) == 2);
+	world_close(&w);
+}
+
+/* There several VMs may have one CID, as the upstream sees it. */
+static void in_another_namespace_acks_name_vms_by_vm_id(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.ns = 7;
+	world_open(&w, s, unlimited);
+	w.up.up.acks_apart = true;
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED); /* of namespace 0 */
+	end(&w, SEND_DELIVERED);
+	say(&w, false, "3", "");
+	say(&w, false, "vm:3", "");
+	assert_true(outcome(METRIC_ACK_UNMATCHED) == 2);
+	world_close(&w);
+}
+
 /* ---- settings, memory, end ------------------------------------------------------------------------ */
 
 static void bad_settings_are_refused_and_the_old_ones_stay(void **state _unused_)
@@ -1372,6 +1631,18 @@ int main(void)
 		cmocka_unit_test(a_connection_that_left_is_not_told),
 		cmocka_unit_test(newer_content_sent_without_a_cache_ends_older_custody),
 		cmocka_unit_test(older_content_sent_without_a_cache_is_not_the_record),
+		cmocka_unit_test(contents_wait_for_an_upstream_that_is_not_there),
+		cmocka_unit_test(what_did_not_leave_goes_again_at_once_but_once),
+		cmocka_unit_test(an_upstream_that_refuses_all_is_probed_at_30_s_doubling_to_10_min),
+		cmocka_unit_test(due_times_stand_still_in_a_pause),
+		cmocka_unit_test(a_reload_ends_a_pause),
+		cmocka_unit_test(without_slots_a_report_is_the_probe),
+		cmocka_unit_test(content_is_dropped_after_three_rejections),
+		cmocka_unit_test(an_ack_on_its_own_ends_custody_of_what_it_settles),
+		cmocka_unit_test(a_late_ack_of_older_content_does_not_end_newer),
+		cmocka_unit_test(an_ack_for_another_vm_id_is_stale),
+		cmocka_unit_test(only_permanent_nacks_end_custody),
+		cmocka_unit_test(in_another_namespace_acks_name_vms_by_vm_id),
 		cmocka_unit_test(bad_settings_are_refused_and_the_old_ones_stay),
 		cmocka_unit_test(submit_survives_every_failing_allocation),
 		cmocka_unit_test(sends_may_end_after_the_relay),

@@ -176,6 +176,20 @@ static void test_with_the_file_upstream_unchanged_is_suppressed_and_rate_unlimit
 	done(&l);
 }
 
+static void test_with_the_grpc_upstream_unchanged_is_forwarded_and_rate_is_one(void **state)
+{
+	struct load l = {};
+
+	(void)state;
+	parse(&l, "upstream: {kind: grpc}\n");
+	assert_good(&l);
+	assert_int_equal(l.s->unchanged, SETTINGS_UNCHANGED_FORWARD);
+	assert_true(l.s->rate.reports_per_minute == 1);
+	assert_int_equal(l.s->upstream.grpc.acks, SETTINGS_ACKS_COMMUNICATE);
+	assert_false(l.s->upstream.grpc.plaintext);
+	done(&l);
+}
+
 static void test_flags_win_over_environment_over_file_over_defaults(void **state)
 {
 	static const char *const expected[] = { "4h", "1h", "2h", "3h" };
@@ -252,6 +266,11 @@ static void test_the_references_environment_names_are_honoured(void **state)
 		{ "ROX_VM_INDEX_REPORT_RELAY_CACHE_SLOTS=5", "cache.slots", "5" },
 		{ "ROX_VM_INDEX_REPORT_RELAY_CACHE_TTL=1m30s", "cache.ttl", "1m30s" },
 		{ "ROX_NODE_SCANNING_ACK_DEADLINE_BASE=1s", "retry.base", "1s" },
+		{ "ROX_SENSOR_ENDPOINT=sensor.acs.svc:8443", "upstream.grpc.address",
+		  "sensor.acs.svc:8443" },
+		{ "ROX_MTLS_CA_FILE=/certs/ca", "upstream.grpc.ca", "/certs/ca" },
+		{ "ROX_MTLS_CERT_FILE=/certs/cert", "upstream.grpc.certificate", "/certs/cert" },
+		{ "ROX_MTLS_KEY_FILE=/certs/key", "upstream.grpc.key", "/certs/key" },
 		{ "ROX_NODE_NAME=node-1", "node_name", "node-1" },
 		{ "ROX_METRICS_PORT=:9090", "metrics.listen", ":9090" },
 		{ "ROX_METRICS_PORT=disabled", "metrics.listen", "off" },
@@ -879,6 +898,49 @@ static void test_a_group_needs_a_user(void **state)
 	gives("user: vsock-relay\ngroup: vsock-relay\n", "group", "vsock-relay");
 }
 
+static void test_the_address_of_a_server_is_one(void **state)
+{
+	static const char *const good[] = { "a:1", "sensor.stackrox.svc:443", "127.0.0.1:65535",
+					    "[::1]:8443", "unix:/run/sensor.sock" };
+	static const char *const bad[] = { "a",	   ":1",    "a:",	 "a:0",	   "a:65536",
+					   "a:1x", "::1:5", "[]:5",	 "[::1:5", "a b:1",
+					   "a:+1", "a: 1",  "unix:sock", "unix:",  "http://a:1" };
+	char yaml[128];
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+		snprintf(yaml, sizeof(yaml), "upstream: {grpc: {address: '%s'}}\n", good[i]);
+		gives(yaml, "upstream.grpc.address", good[i]);
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		snprintf(yaml, sizeof(yaml), "upstream: {grpc: {address: '%s'}}\n", bad[i]);
+		refuses(yaml, "relayd.yaml:1:28: upstream.grpc.address: ");
+	}
+}
+
+static void test_certificate_and_key_are_set_together(void **state)
+{
+	(void)state;
+	refuses("upstream: {kind: grpc, grpc: {key: ''}}\n",
+		"relayd.yaml:1:36: upstream.grpc.key: set without");
+	refuses("upstream: {kind: grpc, grpc: {certificate: ''}}\n",
+		"relayd.yaml:1:44: upstream.grpc.key: set without");
+	gives("upstream: {kind: grpc, grpc: {certificate: '', key: ''}}\n", "upstream.grpc.key",
+	      "");
+	gives("upstream: {kind: grpc, grpc: {plaintext: true, key: ''}}\n", "upstream.grpc.key",
+	      "");
+	gives("upstream: {grpc: {key: ''}}\n", "upstream.grpc.key", "");
+}
+
+static void test_reports_fit_into_a_message(void **state)
+{
+	(void)state;
+	refuses("report: {max_kib: 24577}\nupstream: {kind: grpc}\n",
+		"relayd.yaml:1:19: report.max_kib: too long for upstream.kind: grpc");
+	gives("report: {max_kib: 24576}\nupstream: {kind: grpc}\n", "report.max_kib", "24576");
+	gives("report: {max_kib: 24577}\n", "report.max_kib", "24577");
+}
+
 /* ---- the command line ---- */
 
 static void test_flags_take_their_value_behind_equals_or_as_the_next_word(void **state)
@@ -1290,6 +1352,8 @@ int main(void)
 		cmocka_unit_test(test_defaults_are_those_of_the_specification),
 		cmocka_unit_test(
 			test_with_the_file_upstream_unchanged_is_suppressed_and_rate_unlimited),
+		cmocka_unit_test(
+			test_with_the_grpc_upstream_unchanged_is_forwarded_and_rate_is_one),
 		cmocka_unit_test(test_flags_win_over_environment_over_file_over_defaults),
 		cmocka_unit_test(test_every_key_is_set_by_file_environment_and_flag),
 		cmocka_unit_test(test_every_default_is_read_back_from_its_text),
@@ -1331,6 +1395,9 @@ int main(void)
 		cmocka_unit_test(test_there_is_something_to_listen_on),
 		cmocka_unit_test(test_a_cid_and_a_path_stand_for_one_vm),
 		cmocka_unit_test(test_a_group_needs_a_user),
+		cmocka_unit_test(test_the_address_of_a_server_is_one),
+		cmocka_unit_test(test_certificate_and_key_are_set_together),
+		cmocka_unit_test(test_reports_fit_into_a_message),
 		cmocka_unit_test(test_flags_take_their_value_behind_equals_or_as_the_next_word),
 		cmocka_unit_test(test_bad_flags_are_named),
 		cmocka_unit_test(test_the_action_is_what_the_command_line_asks_for),

@@ -20,6 +20,7 @@
 #include "probe.h"
 #include "relay.h"
 #include "upstream_file.h"
+#include "upstream_grpc.h"
 
 /* Jobs of the disk worker: every send under way, and as many again. */
 #define DISK_QUEUE (2 * RELAY_IN_FLIGHT_MAX)
@@ -89,6 +90,7 @@ static struct relay_settings relay_of(const struct settings *s)
 		.refresh_interval = s->refresh_interval_usec,
 		.stale_ack = s->rate.stale_ack_threshold_usec,
 		.custody_max_age = s->custody_max_age_usec,
+		.ns = s->ns,
 		.slots_auto = s->cache.slots == SETTINGS_SLOTS_AUTO,
 		.cache = { .slots = s->cache.slots == SETTINGS_SLOTS_AUTO ? SLOTS_AUTO_MIN
 									  : s->cache.slots,
@@ -142,8 +144,11 @@ static void probe_debtors(struct daemon *d, uint64_t now)
  * to look again. */
 static uint64_t watch_disk(struct daemon *d, uint64_t now)
 {
-	bool hangs = disk_busy_for(d->disk) > DISK_DEADLINE;
+	bool hangs;
 
+	if (!d->disk)
+		return USEC_INFINITY;
+	hangs = disk_busy_for(d->disk) > DISK_DEADLINE;
 	if (hangs && !d->disk_hangs)
 		log_error(
 			"%s: the disk has not answered for %llu s; reports are held until it does",
@@ -252,6 +257,8 @@ static void refresh_metrics(void *userdata)
 	metric_set(METRIC_CONTENTS_HELD, (double)r.held);
 	metric_set(METRIC_CONTENTS_IN_FLIGHT, (double)r.in_flight);
 	metric_set(METRIC_CONTENTS_AWAITING_ACK, (double)r.awaiting);
+	metric_set(METRIC_UPSTREAM_READY, d->upstream->ready);
+	metric_set(METRIC_UPSTREAM_PAUSED, r.paused);
 	metric_set(METRIC_OLDEST_UNACKED, (double)r.oldest / USEC_PER_SEC);
 	metric_set(METRIC_CACHE_SLOTS_USED, (double)r.cache.slots_used);
 	metric_set(METRIC_CACHE_SLOTS, (double)r.cache.slots);
@@ -503,7 +510,31 @@ static int take_lock(const char *directory, int *ret_fd)
 	return r < 0 ? log_error_errno(r, "cannot lock %s", directory) : 0;
 }
 
-static int start_upstream(struct daemon *d)
+static int start_grpc(struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	struct upstream_grpc_settings g = {
+		.conn = { .address = s->upstream.grpc.address,
+			  .plaintext = s->upstream.grpc.plaintext,
+			  .tls = { .ca = s->upstream.grpc.ca,
+				   .certificate = s->upstream.grpc.certificate,
+				   .key = s->upstream.grpc.key },
+			  .server_name = s->upstream.grpc.server_name,
+			  .ping_interval = s->upstream.grpc.keepalive_usec,
+			  .ping_timeout = s->upstream.grpc.keepalive_timeout_usec },
+		.communicate = s->upstream.grpc.acks == SETTINGS_ACKS_COMMUNICATE,
+		.node_name = s->node_name,
+	};
+	int r;
+
+	if (s->upstream.grpc.plaintext)
+		log_warning("upstream.grpc.plaintext: reports are sent unencrypted to %s",
+			    s->upstream.grpc.address);
+	r = upstream_grpc_new(d->event, &g, &d->upstream);
+	return r < 0 ? log_error_errno(r, "upstream.grpc") : 0;
+}
+
+static int start_file(struct daemon *d)
 {
 	const char *dir = d->settings->upstream.file_directory;
 	_cleanup_close_ int fd = -1;
@@ -530,6 +561,11 @@ static int start_upstream(struct daemon *d)
 		return log_error_errno(r, "upstream");
 	TAKE_FD(fd);
 	return 0;
+}
+
+static int start_upstream(struct daemon *d)
+{
+	return d->settings->upstream.kind == SETTINGS_UPSTREAM_GRPC ? start_grpc(d) : start_file(d);
 }
 
 /* Locks the pin directory if it is there: not every system has a BPF file system, and then nothing
@@ -668,7 +704,15 @@ static int find_identity(struct daemon *d)
 static int check_access(const struct daemon *d)
 {
 	const struct settings *s = d->settings;
-	const char *const paths[] = { s->file, NULL };
+	bool grpc = s->upstream.kind == SETTINGS_UPSTREAM_GRPC;
+	bool tls = grpc && !s->upstream.grpc.plaintext;
+	const char *const paths[] = {
+		s->file,
+		tls ? s->upstream.grpc.ca : "",
+		tls ? s->upstream.grpc.certificate : "",
+		tls ? s->upstream.grpc.key : "",
+		NULL,
+	};
 	const char *path;
 	int r;
 
@@ -676,7 +720,7 @@ static int check_access(const struct daemon *d)
 	if (r < 0)
 		return log_error_errno(r, "%s cannot be read by the user of the service", path);
 	/* A disk that is read-only or full just now does not keep us from starting. */
-	if (access(s->upstream.file_directory, W_OK | X_OK) < 0 && errno == EACCES)
+	if (!grpc && access(s->upstream.file_directory, W_OK | X_OK) < 0 && errno == EACCES)
 		return log_error_errno(
 			errno,
 			"upstream.file.directory %s cannot be written by the user of "

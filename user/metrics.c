@@ -8,6 +8,8 @@
 #include <sys/resource.h>
 #include <time.h>
 
+#include "grpc.h"
+
 /* ---- label values, in the order of their enums ------------------------------------------------ */
 
 static const char *const values_NONE[] = { "" };
@@ -22,8 +24,14 @@ static const char *const values_LISTENER[] = { "vsock", "hybrid" };
 static const char *const values_SEM[] = { "concurrency_limit", "context_canceled", "unknown" };
 static const char *const values_OUTCOME[] = { "accepted", "duplicate", "suppressed", "refused" };
 static const char *const values_REMOVAL[] = { "acked", "dropped", "slots", "bytes", "ttl" };
-static const char *const values_ENDED[] = { "acked", "superseded", "nacked", "max_age",
-					    "slots", "bytes",	   "ttl" };
+static const char *const values_ENDED[] = { "acked",   "superseded", "nacked", "rejected",
+					    "max_age", "slots",	     "bytes",  "ttl" };
+static const char *const values_ACK_OUTCOME[] = { "settled", "stale", "unmatched" };
+static const char *const values_RPC_CODE[] = {
+#define X(id) #id,
+	GRPC_STATUSES(X)
+#undef X
+};
 static const char *const values_DROPPED[] = { "no_cache", "internal" };
 static const char *const values_CLASS[] = { "limited", "offender" };
 static const char *const values_VERDICT[] = { "passed", "known", "refused" };

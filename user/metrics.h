@@ -54,10 +54,17 @@ enum metric_ended {
 	METRIC_ENDED_ACKED,
 	METRIC_ENDED_SUPERSEDED, /* by newer content of the VM */
 	METRIC_ENDED_NACKED,	 /* permanently */
+	METRIC_ENDED_REJECTED,	 /* the upstream would not have this content, three times */
 	METRIC_ENDED_MAX_AGE,	 /* custody_max_age */
 	METRIC_ENDED_SLOTS,	 /* with its cache entry, without a state directory */
 	METRIC_ENDED_BYTES,	 /* likewise */
 	METRIC_ENDED_TTL,	 /* likewise */
+};
+/* What an ACK or NACK that came apart from its call did (SPEC 7). */
+enum metric_ack_outcome {
+	METRIC_ACK_SETTLED,
+	METRIC_ACK_STALE,     /* named another VM than the reports that were sent */
+	METRIC_ACK_UNMATCHED, /* settled nothing */
 };
 /* Valid reports that were not taken into custody. */
 enum metric_dropped { METRIC_DROPPED_NO_CACHE, METRIC_DROPPED_INTERNAL };
@@ -145,6 +152,15 @@ enum metric_class { METRIC_CLASS_LIMITED, METRIC_CLASS_OFFENDER };
 	X(VMS, GAUGE, "vms", NULL, NONE, "VM records.")                                            \
 	X(VMS_DEBT, GAUGE, "vms_with_debt", NULL, NONE, "VMs with debt.")                          \
 	X(LISTENERS, GAUGE, "listeners", "kind", LISTENER, "Sockets that are listened on.")        \
+	/* upstream */                                                                             \
+	X(ACK_OUTCOMES, COUNTER, "ack_outcomes_total", "outcome", ACK_OUTCOME,                     \
+	  "ACKs and NACKs for index reports, by what they settled.")                               \
+	X(UPSTREAM_RPCS, COUNTER, "upstream_rpcs_total", "code", RPC_CODE,                         \
+	  "Calls to a gRPC upstream, by their status.")                                            \
+	X(UPSTREAM_READY, GAUGE, "upstream_ready", NULL, NONE,                                     \
+	  "1 while the upstream is connected.")                                                    \
+	X(UPSTREAM_PAUSED, GAUGE, "upstream_paused", NULL, NONE,                                   \
+	  "1 while sending is paused since the upstream refuses all.")                             \
 	/* BPF */                                                                                  \
 	X(BPF_MODE, GAUGE, "bpf_mode", "mode", BPF_MODE,                                           \
 	  "1 for the mode in use: verdicts in the kernel, or all in user space.")                  \

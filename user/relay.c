@@ -7,6 +7,11 @@
 #define SWEEP_BATCH 64
 /* The upstream said that it takes no more just now. */
 #define BUSY_DEFER (100 * USEC_PER_MSEC)
+/* An upstream that refuses all is probed (SPEC 8). */
+#define PROBE_FIRST (30 * USEC_PER_SEC)
+#define PROBE_MAX   (10 * USEC_PER_MIN)
+/* A content that the upstream will not have is dropped after so many tries (SPEC 8). */
+#define REJECTIONS_MAX 3
 
 /* One generation in custody: vm->custody points here. Its payload is the VM's cache entry. */
 struct held {
@@ -18,6 +23,8 @@ struct held {
 	uint64_t vm_id_hash;
 	bool sent;    /* at least once */
 	bool limited; /* counted as rate limited already */
+	bool resent; /* went again at once, since its last send did not leave: only once in a row */
+	uint8_t rejections;
 };
 
 struct relay_send {
@@ -27,6 +34,8 @@ struct relay_send {
 	struct vm *vm;
 	uint64_t tracked; /* the tracker's name for it; 0: sent without a cache */
 	uint64_t started;
+	bool token;			/* took one of the VM's bucket */
+	bool probe;			/* of a paused upstream */
 	bool again;			/* something newer, or a due retry, came meanwhile */
 	struct relay_report *waiter;	/* without a cache: who waits for the result */
 	uint64_t digest, length, xxh64; /* without a cache: becomes the record with the ACK */
@@ -41,6 +50,9 @@ struct relay {
 	struct list held, ready, sends;
 	size_t n_held, n_sends, n_sent;
 	uint64_t next_sweep;
+	/* the upstream refuses all: nothing is sent but a probe at probe_at */
+	bool paused, probing;
+	uint64_t probe_at, probe_step;
 	void (*observe)(const struct vm *vm, void *userdata);
 	void *observe_data;
 };
@@ -246,15 +258,23 @@ static struct buf *payload_of(struct relay *r, const struct held *h)
 	return e && e->generation == h->generation ? e->content : NULL;
 }
 
-/* Everything allows this send but, maybe, the rate limit, the tracker and the upstream itself. */
-static void send_held(struct relay *r, struct held *h, uint64_t now)
+/* Whether anything but a probe may be sent now. */
+static bool open_for_sends(const struct relay *r)
+{
+	return r->upstream->ready && !r->paused && r->n_sends < RELAY_IN_FLIGHT_MAX;
+}
+
+/* Everything allows this send but, maybe, the rate limit, the tracker and the upstream itself. A
+ * probe needs no token: it is one send for all VMs. */
+static void send_held(struct relay *r, struct held *h, bool probe, uint64_t now)
 {
 	struct vm *vm = h->vm;
+	bool token = vm_take_report(r->vms, vm, now);
 	struct relay_send *s;
 	struct buf *payload;
 	uint64_t until;
 
-	if (!vm_take_report(r->vms, vm, now)) {
+	if (!token && !probe) {
 		count_limited(r, h, now);
 		tracker_defer(r->tracker, vm, vm_next_report(r->vms, vm, now));
 		return;
@@ -265,17 +285,21 @@ static void send_held(struct relay *r, struct held *h, uint64_t now)
 	if (s && tracker_send(r->tracker, vm, h->vm_id_hash, now, &s->tracked, &until) == 0) {
 		uint64_t tracked = s->tracked;
 
+		s->token = token;
+		s->probe = probe;
 		if (send_start(r, s) == 0) {
 			metric_add(METRIC_RESENDS, h->sent);
 			r->n_sent += !h->sent;
 			h->sent = true;
+			r->probing |= probe;
 			return;
 		}
 		tracker_settle(r->tracker, vm, tracked);
 	} else {
 		send_free(s);
 	}
-	vm_give_back_report(r->vms, vm);
+	if (token)
+		vm_give_back_report(r->vms, vm);
 	tracker_defer(r->tracker, vm, until);
 }
 
@@ -289,12 +313,12 @@ static void try_send(struct relay *r, struct vm *vm, uint64_t now)
 		return;
 	if (in_flight) {
 		in_flight->again = true;
-	} else if (r->n_sends >= RELAY_IN_FLIGHT_MAX) {
+	} else if (!open_for_sends(r)) {
 		if (!list_linked(&h->ready))
 			list_add_last(&r->ready, &h->ready);
 	} else {
 		list_del(&h->ready);
-		send_held(r, h, now);
+		send_held(r, h, false, now);
 	}
 }
 
@@ -302,8 +326,7 @@ static void send_next_ready(struct relay *r, uint64_t now)
 {
 	struct held *h;
 
-	while (r->n_sends < RELAY_IN_FLIGHT_MAX &&
-	       (h = list_first_entry(&r->ready, struct held, ready))) {
+	while (open_for_sends(r) && (h = list_first_entry(&r->ready, struct held, ready))) {
 		list_del(&h->ready);
 		try_send(r, h->vm, now);
 	}
@@ -322,6 +345,67 @@ static void acked(struct relay *r, struct vm *vm, uint64_t generation, uint64_t 
 		changed(r, vm);
 	}
 }
+
+/* ---- an upstream that refuses all ---------------------------------------------------------------- */
+
+/* Nothing more goes out, and due times stand still, until a probe gets through. */
+static void refused(struct relay *r, const struct relay_send *s, uint64_t now)
+{
+	if (!r->paused) {
+		r->paused = true;
+		r->probe_step = PROBE_FIRST;
+		r->probe_at = usec_add(now, r->probe_step);
+		tracker_pause(r->tracker, now);
+	} else if (s->probe) {
+		r->probe_step = MIN(2 * r->probe_step, PROBE_MAX);
+		r->probe_at = usec_add(now, r->probe_step);
+	}
+}
+
+static void resume(struct relay *r, uint64_t now)
+{
+	if (!r->paused)
+		return;
+	r->paused = false;
+	tracker_resume(r->tracker, now);
+}
+
+static void after_pause(struct relay *r, const struct relay_send *s, enum send_result result,
+			uint64_t now)
+{
+	if (s->probe)
+		r->probing = false;
+	if (result == SEND_ACKED || result == SEND_DELIVERED)
+		resume(r, now);
+	else if (result == SEND_REFUSED || s->probe)
+		refused(r, s, now);
+}
+
+static bool probe_is_due(const struct relay *r, uint64_t now)
+{
+	return r->paused && !r->probing && now >= r->probe_at && r->upstream->ready &&
+	       r->n_sends < RELAY_IN_FLIGHT_MAX;
+}
+
+/* The content that has waited longest goes out to see whether the upstream takes any again. */
+static void probe(struct relay *r, uint64_t now)
+{
+	struct vm *vm;
+	struct held *h;
+
+	vm = probe_is_due(r, now) ? tracker_probe(r->tracker) : NULL;
+	if (!vm)
+		return;
+	h = vm->in_flight ? NULL : vm->custody;
+	if (h) {
+		list_del(&h->ready);
+		send_held(r, h, true, now);
+	}
+	if (!r->probing)
+		r->probe_at = usec_add(now, BUSY_DEFER);
+}
+
+/* ---- how sends end -------------------------------------------------------------------------------- */
 
 static void count_send(const struct relay_send *s, enum send_result result, uint64_t now)
 {
@@ -383,6 +467,27 @@ static bool may_be_acked(const struct relay *r, enum send_result result)
 	return r->upstream->acks_apart && (result == SEND_DELIVERED || result == SEND_FAILED);
 }
 
+/* What the result means for the content, if it is still the one in custody. */
+static void judge(struct relay *r, const struct relay_send *s, enum send_result result,
+		  uint64_t now)
+{
+	struct vm *vm = s->vm;
+	struct held *h = vm->custody;
+
+	if (!h || h->generation != s->up.generation)
+		return;
+	if (result == SEND_AGAIN && !h->resent) {
+		h->resent = true;
+		tracker_defer(r->tracker, vm, now);
+	} else if (result != SEND_AGAIN) {
+		h->resent = false;
+	}
+	if (result == SEND_REJECTED && ++h->rejections >= REJECTIONS_MAX) {
+		cache_remove(r->cache, vm->node.id, h->generation, CACHE_END_DROPPED, now);
+		end_custody(r, vm, METRIC_ENDED_REJECTED);
+	}
+}
+
 static void on_sent(struct upstream_send *up, enum send_result result, uint64_t now)
 {
 	struct relay_send *s = container_of(up, struct relay_send, up);
@@ -397,13 +502,15 @@ static void on_sent(struct upstream_send *up, enum send_result result, uint64_t 
 	r->n_sends--;
 	vm->in_flight = NULL;
 	count_send(s, result, now);
-	if (result == SEND_NOT_DELIVERED)
+	if (s->token && (result == SEND_NOT_DELIVERED || result == SEND_AGAIN))
 		vm_give_back_report(r->vms, vm);
+	after_pause(r, s, result, now);
 	if (s->tracked) {
 		if (!may_be_acked(r, result))
 			tracker_settle(r->tracker, vm, s->tracked);
 		if (result == SEND_ACKED)
 			acked(r, vm, s->up.generation, now);
+		judge(r, s, result, now);
 	} else {
 		uncached_sent(r, s, result, now);
 	}
@@ -411,6 +518,56 @@ static void on_sent(struct upstream_send *up, enum send_result result, uint64_t 
 	if (again)
 		try_send(r, vm, now);
 	send_next_ready(r, now);
+}
+
+/* ---- ACKs that belong to no call ------------------------------------------------------------------ */
+
+/* Whom the ACK names. By CID alone only in the initial namespace: in another one several VMs may
+ * have the same CID, as the upstream sees it (SPEC 7). */
+static struct vm *vm_of_ack(const struct relay *r, const struct tracker_resource *resource,
+			    uint64_t vm_id_hash)
+{
+	if (r->settings.ns != 0)
+		return tracker_claimant(r->tracker, r->settings.ns, vm_id_hash);
+	if (!resource->has_cid)
+		return NULL;
+	return vm_table_find(r->vms, (struct vsr_vm_id){ .ns = 0, .cid = resource->cid });
+}
+
+static void nacked(struct relay *r, struct vm *vm, uint64_t generation, uint64_t now)
+{
+	const struct held *h = vm->custody;
+
+	if (!h || h->generation != generation)
+		return;
+	cache_remove(r->cache, vm->node.id, generation, CACHE_END_DROPPED, now);
+	end_custody(r, vm, METRIC_ENDED_NACKED);
+}
+
+static void on_ack(const struct upstream_ack *ack, void *userdata, uint64_t now)
+{
+	struct relay *r = userdata;
+	struct tracker_resource resource;
+	enum tracker_match match;
+	uint64_t hash, generation;
+	struct vm *vm;
+
+	metric_inc(METRIC_ACKS_RECEIVED);
+	metric_inc_label(METRIC_UPSTREAM_ACKS, ack->nack ? METRIC_NACK : METRIC_ACK);
+	tracker_resource_parse(ack->resource, ack->resource_len, &resource);
+	hash = tracker_vm_id_hash(resource.vm_id, resource.vm_id_len);
+	vm = vm_of_ack(r, &resource, hash);
+	if (ack->nack)
+		match = tracker_nack(r->tracker, vm, hash, ack->reason, now, &generation);
+	else
+		match = tracker_ack(r->tracker, vm, hash, now, &generation);
+	metric_inc_label(METRIC_ACK_OUTCOMES, match == TRACKER_UNMATCHED ? METRIC_ACK_UNMATCHED
+					      : match == TRACKER_STALE	 ? METRIC_ACK_STALE
+									 : METRIC_ACK_SETTLED);
+	if (match == TRACKER_PERMANENT)
+		nacked(r, vm, generation, now);
+	else if (match == TRACKER_SETTLED && !ack->nack)
+		acked(r, vm, generation, now);
 }
 
 /* ---- reports ------------------------------------------------------------------------------------ */
@@ -475,10 +632,11 @@ static bool contradicted(const struct relay *r, const struct relay_report *repor
 /* Without cache and state directory nothing can be kept: sent at once or not at all. */
 static int submit_uncached(struct relay *r, struct relay_report *report, uint64_t now)
 {
+	bool probes = probe_is_due(r, now);
 	struct vm *vm = report->vm;
 	struct relay_send *s;
 
-	if (vm->in_flight || r->n_sends >= RELAY_IN_FLIGHT_MAX || !vm_take_report(r->vms, vm, now))
+	if (vm->in_flight || !(open_for_sends(r) || probes) || !vm_take_report(r->vms, vm, now))
 		return -ENOSPC;
 	s = send_new(r, vm, vm->generation + 1, report->content, now);
 	if (s) {
@@ -486,9 +644,12 @@ static int submit_uncached(struct relay *r, struct relay_report *report, uint64_
 		s->length = buf_len(report->content);
 		s->xxh64 = report->xxh64;
 		s->waiter = report;
+		s->token = true;
+		s->probe = probes;
 		if (send_start(r, s) == 0) {
 			vm->generation++;
 			r->n_held++;
+			r->probing |= probes;
 			report->waits_for = s;
 			return -EINPROGRESS;
 		}
@@ -596,6 +757,8 @@ void relay_run(struct relay *r, uint64_t now)
 	expire(r, now);
 	while ((vm = tracker_next(r->tracker, now)))
 		try_send(r, vm, now);
+	send_next_ready(r, now);
+	probe(r, now);
 }
 
 uint64_t relay_next_event(const struct relay *r)
@@ -605,6 +768,8 @@ uint64_t relay_next_event(const struct relay *r)
 
 	if (oldest)
 		next = MIN(next, usec_add(oldest->accepted, r->settings.custody_max_age));
+	if (r->paused && !r->probing && oldest && r->upstream->ready)
+		next = MIN(next, r->probe_at);
 	return next;
 }
 
@@ -616,6 +781,7 @@ void relay_figures(const struct relay *r, uint64_t now, struct relay_figures *re
 		.held = r->n_held,
 		.in_flight = r->n_sends,
 		.awaiting = r->n_sent,
+		.paused = r->paused,
 		.oldest = oldest ? usec_sub(now, oldest->accepted) : 0,
 	};
 	cache_get_stats(r->cache, &ret->cache);
@@ -635,7 +801,14 @@ int relay_set(struct relay *r, const struct relay_settings *s, uint64_t now)
 	limits = limits_now(r);
 	cache_set_limits(r->cache, &limits, now);
 	r->next_sweep = MIN(r->next_sweep, usec_add(now, s->cache.ttl / 2));
+	resume(r, now);
 	return 0;
+}
+
+void relay_resume(struct relay *r, uint64_t now)
+{
+	resume(r, now);
+	relay_run(r, now);
 }
 
 void relay_observe(struct relay *r, void (*observe)(const struct vm *vm, void *userdata),
@@ -661,6 +834,8 @@ int relay_new(const struct relay_settings *s, struct vm_table *vms, struct upstr
 	r->settings = *s;
 	r->vms = vms;
 	r->upstream = upstream;
+	upstream->on_ack = on_ack;
+	upstream->userdata = r;
 	result = tracker_new(&s->retry, random, userdata, &r->tracker);
 	if (result < 0)
 		return result;
@@ -690,6 +865,7 @@ struct relay *relay_free(struct relay *r)
 		list_del(&h->by_age);
 		free(h);
 	}
+	r->upstream->on_ack = NULL;
 	cache_free(r->cache);
 	tracker_free(r->tracker);
 	free(r);

@@ -23,6 +23,7 @@ struct relay_settings {
 	uint64_t refresh_interval; /* ... until this long after the last ACK, usec; 0: always */
 	uint64_t stale_ack;	   /* last ACK older than this: rate limit reason stale_ack, usec */
 	uint64_t custody_max_age;  /* usec */
+	uint32_t ns;		   /* of the VMs; another than 0: ACKs name VMs by vm_id */
 	bool slots_auto;	   /* as many cache slots as VMs seen, at least cache.slots */
 	struct cache_limits cache;
 	struct tracker_settings retry;
@@ -58,7 +59,7 @@ int relay_new(const struct relay_settings *s, struct vm_table *vms, struct upstr
 struct relay *relay_free(struct relay *r);
 DEFINE_CLEANUP(struct relay, relay_free);
 
-/* Other settings from now on (reload). Returns 0; -EINVAL as above, and the old ones stay. */
+/* Other settings from now on (reload); a pause ends. Returns 0; -EINVAL as above, and the old ones stay. */
 int relay_set(struct relay *r, const struct relay_settings *s, uint64_t now);
 
 /* observe is called whenever custody, generation, record or last ACK of a VM have changed. */
@@ -88,7 +89,11 @@ int relay_known(struct relay *r, struct vm *vm, uint64_t length, uint64_t digest
 enum relay_verdict relay_offer(struct relay *r, struct vm *vm, uint64_t length, uint64_t xxh64,
 			       uint64_t now);
 
-/* Does all that is due: sends, retries, expiry, sweeps. */
+/* An operator wants no more pause of an upstream that refused all: everything that waits goes. */
+void relay_resume(struct relay *r, uint64_t now);
+
+/* Does all that is due: sends, retries, expiry, sweeps. Also to be called when the upstream has
+ * become ready. */
 void relay_run(struct relay *r, uint64_t now);
 
 /* When to call relay_run() next; USEC_INFINITY: never. */
@@ -98,6 +103,7 @@ struct relay_figures {
 	size_t held;	  /* contents in custody */
 	size_t in_flight; /* sends under way */
 	size_t awaiting;  /* contents sent at least once and not ACKed */
+	bool paused;	  /* the upstream refuses all: only probes go out */
 	uint64_t oldest;  /* usec since the oldest content in custody was accepted; 0: none */
 	struct cache_stats cache;
 };

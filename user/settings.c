@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <syslog.h>
 
+#include "grpc_conn.h"
 #include "settings.h"
 #include "settings_kind.h"
 #include "vsr_abi.h"
@@ -51,6 +52,13 @@ static const struct settings_choice retry_choices[] = {
 
 static const struct settings_choice upstream_choices[] = {
 	{ "file", SETTINGS_UPSTREAM_FILE },
+	{ "grpc", SETTINGS_UPSTREAM_GRPC },
+	{},
+};
+
+static const struct settings_choice acks_choices[] = {
+	{ "communicate", SETTINGS_ACKS_COMMUNICATE },
+	{ "response", SETTINGS_ACKS_RESPONSE },
 	{},
 };
 
@@ -90,6 +98,15 @@ static bool valid_path_or_none(const char *text)
 {
 	return !*text || settings_valid_path(text);
 }
+
+/* A host name or address, or none. */
+static bool valid_server_name(const char *text)
+{
+	return all_of(text, "_.-:", 253);
+}
+
+/* Where the TLS files of the reference's pods are. */
+#define CERTS "/run/secrets/stackrox.io/certs/"
 
 /* ---- the table ---- */
 
@@ -217,7 +234,9 @@ static const struct settings_row rows[] = {
 	  .help = "How a repeated report is recognised. digest: by its length and digest; bytes: "
 		  "by comparing every byte with the report that is kept." },
 	{ CHOICE("unchanged", unchanged, enum settings_unchanged, NULL, unchanged_choices),
-	  .def_for = { [SETTINGS_UPSTREAM_FILE] = "suppress" }, RELOAD,
+	  .def_for = { [SETTINGS_UPSTREAM_FILE] = "suppress",
+		       [SETTINGS_UPSTREAM_GRPC] = "forward" },
+	  RELOAD,
 	  .help = "A report that equals the VM's last delivered one. forward: deliver it again; "
 		  "suppress: drop it." },
 	{ DURATION("refresh_interval", refresh_interval_usec, "24h", 0, YEAR), RELOAD,
@@ -225,7 +244,7 @@ static const struct settings_row rows[] = {
 		  "that old; 0: never." },
 
 	{ NUMBER("rate.reports_per_minute", rate.reports_per_minute, NULL, 0, 1000000),
-	  .def_for = { [SETTINGS_UPSTREAM_FILE] = "0" },
+	  .def_for = { [SETTINGS_UPSTREAM_FILE] = "0", [SETTINGS_UPSTREAM_GRPC] = "1" },
 	  .env_ref = "ROX_VM_RELAY_MAX_REPORTS_PER_MINUTE", RELOAD,
 	  .help = "Reports per VM that go upstream in a minute, the newest content only; 0: "
 		  "unlimited." },
@@ -251,10 +270,49 @@ static const struct settings_row rows[] = {
 
 	{ CHOICE("upstream.kind", upstream.kind, enum settings_upstream, "file", upstream_choices),
 	  RESTART,
-	  .help = "Where reports go. file: the newest report of each VM, in a directory." },
+	  .help = "Where reports go. file: the newest report of each VM, in a directory; grpc: to a "
+		  "server that speaks the reference's protocol." },
 	{ TEXT("upstream.file.directory", upstream.file_directory, "/var/lib/vsock-relay/reports",
 	       settings_valid_path, "an absolute path"),
 	  RESTART, .help = "Directory of upstream.kind: file; a report is <namespace>-<cid>.pb." },
+	{ TEXT("upstream.grpc.address", upstream.grpc.address, "sensor.stackrox.svc:443",
+	       grpc_conn_valid_address, "host:port, [IPv6]:port or unix:/path"),
+	  .env_ref = "ROX_SENSOR_ENDPOINT", RESTART,
+	  .help = "The server of upstream.kind: grpc. A name may have several addresses." },
+	{ CHOICE("upstream.grpc.acks", upstream.grpc.acks, enum settings_acks, "communicate",
+		 acks_choices),
+	  RESTART,
+	  .help = "What ends the relay's duty to deliver a report. communicate: an ACK on a stream "
+		  "of its own; response: the success of the call." },
+	{ BOOL("upstream.grpc.plaintext", upstream.grpc.plaintext, "false"), RESTART,
+	  .help = "Connect without TLS: anybody on the way can read and alter the reports." },
+	{ TEXT("upstream.grpc.server_name", upstream.grpc.server_name, "", valid_server_name,
+	       "a host name or address, or nothing"),
+	  RESTART,
+	  .help = "Name that the server's certificate must have. Empty: the host of "
+		  "upstream.grpc.address." },
+	{ TEXT("upstream.grpc.ca", upstream.grpc.ca, CERTS "ca.pem", settings_valid_path,
+	       "an absolute path"),
+	  .env_ref = "ROX_MTLS_CA_FILE", RESTART,
+	  .help = "CA certificates (PEM) that the server's must come from. The directory is "
+		  "watched, and new files are used without a restart." },
+	{ TEXT("upstream.grpc.certificate", upstream.grpc.certificate, CERTS "cert.pem",
+	       valid_path_or_none, "an absolute path, or nothing"),
+	  .env_ref = "ROX_MTLS_CERT_FILE", RESTART,
+	  .help = "Certificate of this relay (PEM), for servers that ask for one. Empty: none." },
+	{ TEXT("upstream.grpc.key", upstream.grpc.key, CERTS "key.pem", valid_path_or_none,
+	       "an absolute path, or nothing"),
+	  .env_ref = "ROX_MTLS_KEY_FILE", RESTART,
+	  .help = "Key of upstream.grpc.certificate (PEM, without a password). A pair that does "
+		  "not match is not used." },
+	{ DURATION("upstream.grpc.keepalive", upstream.grpc.keepalive_usec, "10s", GRPC_PING_LEAST,
+		   DAY),
+	  RESTART,
+	  .help = "Silence of the server, while calls are open, until it is pinged. Doubled when "
+		  "the server finds that too often." },
+	{ DURATION("upstream.grpc.keepalive_timeout", upstream.grpc.keepalive_timeout_usec, "40s",
+		   USEC_PER_SEC, HOUR),
+	  RESTART, .help = "Time for the answer to a ping; then the connection is given up." },
 
 	{ KIND(KIND_ADDRESS, "metrics.listen", struct settings_address, metrics.listen,
 	       "127.0.0.1:9818"),
@@ -909,6 +967,23 @@ static void check_listeners(struct loader *ld)
 	}
 }
 
+static void check_upstream(struct loader *ld)
+{
+	const struct settings *s = ld->s;
+
+	if (s->upstream.kind != SETTINGS_UPSTREAM_GRPC)
+		return;
+	if (s->report.max_bytes > GRPC_MESSAGE_MAX)
+		conflict(ld, "report.max_kib", "upstream.kind",
+			 "report.max_kib: too long for upstream.kind: grpc; expected at most %llu, "
+			 "the longest message",
+			 GRPC_MESSAGE_MAX / KIB);
+	if (!s->upstream.grpc.plaintext && !*s->upstream.grpc.certificate != !*s->upstream.grpc.key)
+		conflict(ld, "upstream.grpc.key", "upstream.grpc.certificate",
+			 "upstream.grpc.key: set without upstream.grpc.certificate, or the other "
+			 "way round; expected both or none");
+}
+
 static void check_user(struct loader *ld)
 {
 	if (*ld->s->group && !*ld->s->user)
@@ -965,6 +1040,7 @@ static void read_all(struct loader *ld, char *const envp[], const char *yaml, si
 	check_memory(ld);
 	check_times(ld);
 	check_listeners(ld);
+	check_upstream(ld);
 	check_user(ld);
 }
 

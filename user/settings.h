@@ -46,8 +46,14 @@ enum settings_retry_mode {
 	SETTINGS_RETRY_EXPONENTIAL,
 };
 
+enum settings_acks {
+	SETTINGS_ACKS_COMMUNICATE, /* come on a stream of their own */
+	SETTINGS_ACKS_RESPONSE,	   /* a call's success is the ACK */
+};
+
 enum settings_upstream {
 	SETTINGS_UPSTREAM_FILE,
+	SETTINGS_UPSTREAM_GRPC,
 	SETTINGS_UPSTREAM_MAX,
 };
 
@@ -150,6 +156,14 @@ struct settings {
 	struct {
 		enum settings_upstream kind;
 		char *file_directory;
+		struct {
+			char *address;
+			enum settings_acks acks;
+			bool plaintext;
+			char *server_name;	      /* "" is the address's host */
+			char *ca, *certificate, *key; /* the latter two may be "" */
+			uint64_t keepalive_usec, keepalive_timeout_usec;
+		} grpc;
 	} upstream;
 
 	struct {

@@ -15,6 +15,9 @@ enum send_result {
 	SEND_DELIVERED,	    /* delivered; the ACK comes on another path (grpc, `communicate`) */
 	SEND_FAILED,	    /* may have been delivered: retried, the token is spent */
 	SEND_NOT_DELIVERED, /* certainly not delivered: retried, the token is given back */
+	SEND_AGAIN,	    /* the same, and for no fault of the content's: goes again at once */
+	SEND_REFUSED,	    /* the upstream takes nothing now: pause, and probe */
+	SEND_REJECTED,	    /* the upstream will not have this content: dropped after three times */
 };
 
 /* One send under way; embedded in the relay's object, valid until done() was called. */
@@ -27,12 +30,20 @@ struct upstream_send {
 	void (*done)(struct upstream_send *s, enum send_result result, uint64_t now);
 };
 
+/* An ACK or NACK that belongs to no call. */
+struct upstream_ack {
+	bool nack;
+	const char *resource; /* whom it names (SPEC 7) */
+	size_t resource_len;
+	const char *reason; /* of a NACK; may be "" */
+};
+
 struct upstream;
 
 struct upstream_ops {
 	const char *name;
 	/* Starts a send. Returns 0 (done() will be called once), or -EBUSY: cannot take one now,
-	 * done() is not called. */
+	 * done() is not called. Only called while ready. */
 	int (*send)(struct upstream *u, struct upstream_send *s);
 	/* Frees; sends under way are finished or failed first, within grace usec. Returns NULL. */
 	struct upstream *(*free)(struct upstream *u);
@@ -42,6 +53,11 @@ struct upstream_ops {
 struct upstream {
 	const struct upstream_ops *ops;
 	bool acks_apart; /* ACKs come on a path of their own, not with the call's result */
+	bool ready;	 /* takes sends now; without it contents wait, and no send fails. It changes
+			  * only in the event loop, which then lets the relay run */
+	/* Set by the relay: an ACK has come. */
+	void (*on_ack)(const struct upstream_ack *ack, void *userdata, uint64_t now);
+	void *userdata;
 };
 
 #endif

@@ -100,6 +100,7 @@ int upstream_file_new(struct disk *disk, int dir_fd, struct upstream **ret)
 	if (!uf)
 		return -ENOMEM;
 	uf->upstream.ops = &file_ops;
+	uf->upstream.ready = true;
 	uf->disk = disk;
 	uf->dir_fd = dir_fd;
 	*ret = &uf->upstream;

@@ -1,0 +1,575 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""The grpc upstream against a real server (python3-grpcio) whose faults are scripted: what SPEC 6 to
+8 say becomes of a report, one line a fault. Arguments: a part of the tests' names.
+
+The rate limit is off and the first retry comes after BASE, unless a test says otherwise."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+# Handshakes that fail on purpose are no news.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+import grpc_server as gs
+import report as rp
+from relay import Relay, merge, wait_for
+from tap import Skip, Tap
+
+BASE = 0.6
+VMS = 6
+Code = grpc.StatusCode
+RETRIED = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "ABORTED",
+           "UNKNOWN", "CANCELLED", "NOT_FOUND", "ALREADY_EXISTS")  # fmt: skip
+PAUSED = ("UNIMPLEMENTED", "UNAUTHENTICATED", "PERMISSION_DENIED")
+DROPPED = ("INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION", "DATA_LOSS")
+
+
+def settings(address, acks="communicate", **more):
+    s = {
+        "node_name": "node-1",
+        "rate": {"reports_per_minute": 0},
+        "retry": {"base": f"{int(BASE * 1000)}ms"},
+        "admission": {"grant_rate": 0},
+        "shutdown_grace": "2s",
+        "upstream": {"kind": "grpc", "grpc": {"address": address, "acks": acks,
+                                              "plaintext": True}},
+    }  # fmt: skip
+    merge(s, more)
+    return s
+
+
+@contextlib.contextmanager
+def relay(address, acks="communicate", ready=True, wrap=(), **more):
+    hybrid = {f"vm{n}.sock": 100 + n for n in range(VMS)}
+    with Relay(settings(address, acks, **more), hybrid=hybrid, wrap=wrap) as r:
+        if ready:
+            r.wait_metric("upstream_ready", value=1)
+        yield r
+        r.check()
+
+
+def accept(r, cid=100, seed=0, size=5000):
+    payload = rp.report(cid, size, seed=seed)
+    status = rp.send_framed(r.path(f"vm{cid - 100}.sock"), payload)
+    assert status == rp.ACCEPTED, status
+    return payload
+
+
+def ended(r, how, n=1, seconds=20):
+    r.wait_metric("contents_ended_total", how, value=n, seconds=seconds)
+
+
+# ---- statuses ----
+
+
+def retried(action, seconds=20):
+    """Fails the first call; the content goes again after the first step, the same bytes."""
+    with gs.Server(actions=[action]) as server, relay(server.address) as r:
+        payload = accept(r)
+        ended(r, "acked", seconds=seconds)
+        assert server.payloads(100) == [payload, payload]
+        first, second = (c.at for c in server.of(100))
+        assert second - first >= BASE * 0.9, second - first
+        assert r.metric("index_reports_sent_total", "true") == 1
+
+
+def paused(code):
+    """Nothing more goes out, not of other VMs either, until a reload."""
+    with gs.Server(actions=[gs.fail(code)]) as server, relay(server.address) as r:
+        accept(r)
+        r.wait_metric("upstream_paused", value=1)
+        accept(r, 101)
+        time.sleep(3 * BASE)
+        assert len(server.calls) == 1
+        r.reload()
+        ended(r, "acked", 2)
+        assert r.metric("upstream_paused") == 0
+
+
+def dropped(code):
+    """Three tries, then the content is given up; the next one is not."""
+    with gs.Server(actions=[gs.fail(code)] * 3) as server, relay(server.address) as r:
+        accept(r)
+        ended(r, "rejected")
+        assert len(server.calls) == 3
+        accept(r, seed=1)
+        ended(r, "acked")
+
+
+def statuses(tap):
+    for name in RETRIED:
+        tap.run(f"{name}: sent again after a step", retried, gs.fail(Code[name]))
+    for name in PAUSED:
+        tap.run(f"{name}: the upstream is paused", paused, Code[name])
+    for name in DROPPED:
+        tap.run(f"{name}: dropped after 3 tries", dropped, Code[name])
+    tap.run("success=false: sent again after a step", retried, gs.no_success)
+
+
+def no_answer():
+    start = time.monotonic()
+    with gs.Server(actions=[gs.hang]) as server, relay(server.address) as r:
+        accept(r)
+        r.wait_metric("upstream_rpcs_total", "DEADLINE_EXCEEDED", value=1)
+        assert time.monotonic() - start >= 5
+        ended(r, "acked")
+
+
+def slow():
+    with gs.Server(actions=[gs.delay(1.5, gs.acknowledge)]) as server, relay(server.address) as r:
+        accept(r)
+        ended(r, "acked")
+        assert len(server.of(100)) <= 2
+
+
+def response_is_the_ack():
+    with gs.Server(default=gs.succeed) as server, relay(server.address, "response") as r:
+        payload = accept(r, size=3_000_000)
+        ended(r, "acked")
+        call = server.of(100)[0]
+        assert call.payload == payload
+        assert call.metadata["rox-compliance-nodename"] == "node-1", call.metadata
+        assert call.metadata["user-agent"].startswith("vsock-relayd/"), call.metadata
+        assert not server.stream_metadata
+
+
+def largest():
+    with gs.Server(default=gs.succeed) as server, relay(server.address, "response") as r:
+        payload = accept(r, size=rp.LIMIT)
+        ended(r, "acked")
+        assert server.of(100)[0].payload == payload
+
+
+# ---- ACKs ----
+
+
+def ack_before_the_reply():
+    def action(server, call, context):
+        server.ack(f"vm:{call.cid}")
+        time.sleep(0.3)
+        return gs.SUCCESS
+
+    with gs.Server(default=action) as server, relay(server.address) as r:
+        assert server.stream_metadata[0]["rox-compliance-nodename"] == "node-1"
+        accept(r)
+        ended(r, "acked")
+        wait_for(lambda: r.metric("contents_in_flight") == 0, what="the call has ended")
+        time.sleep(2 * BASE)
+        assert len(server.calls) == 1, "something was left behind"
+
+
+def ack_late():
+    """Until it comes the content is sent again, at 1 and 3 steps."""
+    with gs.Server(default=gs.succeed) as server, relay(server.address) as r:
+        accept(r)
+        wait_for(lambda: len(server.calls) == 3, what="two retries")
+        times = [c.at - server.calls[0].at for c in server.calls]
+        assert times[1] >= BASE * 0.9 and times[2] >= 3 * BASE * 0.9, times
+        server.ack("100")
+        ended(r, "acked")
+        time.sleep(3.5 * BASE)
+        assert len(server.calls) == 3
+
+
+def acks_of_others():
+    """Unknown VMs, other messages and other kinds of ACKs change nothing."""
+    with gs.Server(default=gs.succeed) as server, relay(server.address, retry={"base": "1m"}) as r:
+        accept(r)
+        wait_for(lambda: server.calls, what="the call")
+        r.wait_metric("contents_in_flight", value=0)
+        for resource in ("vm:999", "", ":100", "vm:100:extra", "0100", "other:100"):
+            server.ack(resource)
+        server.ack("vm:100", kind=gs.NODE_INVENTORY)
+        server.say(rp.field(1, b"\x08\x01"))
+        server.say(b"\xff\xff\xff")
+        r.wait_metric("acks_received_total", value=6)
+        assert r.metric("ack_outcomes_total", "unmatched") == 5
+        assert r.metric("ack_outcomes_total", "stale") == 1
+        assert r.metric("contents_held") == 1
+        server.ack("vm:100")
+        ended(r, "acked")
+
+
+def ack_of_the_older_of_two():
+    with gs.Server(default=gs.succeed) as server, relay(server.address, retry={"base": "1m"}) as r:
+        accept(r, seed=1)
+        wait_for(lambda: len(server.calls) == 1, what="the first")
+        r.wait_metric("contents_in_flight", value=0)
+        newer = accept(r, seed=2)
+        wait_for(lambda: len(server.calls) == 2, what="the second")
+        r.wait_metric("contents_in_flight", value=0)
+        server.ack("vm:100")
+        r.wait_metric("ack_outcomes_total", "settled", value=1)
+        assert r.metric("contents_held") == 1
+        server.ack("vm:100")
+        ended(r, "acked")
+        assert server.payloads(100)[1] == newer
+
+
+def duplicate_ack():
+    with gs.Server() as server, relay(server.address) as r:
+        accept(r)
+        ended(r, "acked")
+        server.ack("vm:100")
+        r.wait_metric("ack_outcomes_total", "unmatched", value=1)
+
+
+def nack(reason, permanent):
+    def action(server, call, context):
+        server.ack(f"vm:{call.cid}", action=gs.NACK, reason=reason)
+        return gs.SUCCESS
+
+    with gs.Server(actions=[action]) as server, relay(server.address) as r:
+        accept(r)
+        ended(r, "nacked" if permanent else "acked")
+        assert len(server.calls) == (1 if permanent else 2)
+        if reason == "central rate limit exceeded":
+            first, second = (c.at for c in server.calls)
+            assert second - first >= 2 * BASE * 0.9, second - first
+
+
+# ---- the connection ----
+
+
+def stream_cut():
+    """The stream alone ends: a new one is opened, reports go on."""
+    with gs.Server() as server, relay(server.address) as r:
+        accept(r)
+        ended(r, "acked")
+        server.say(Code.UNAVAILABLE)
+        wait_for(lambda: len(server.stream_metadata) == 2 and server.streams, what="a new stream")
+        accept(r, seed=1)
+        ended(r, "acked", 2)
+        assert r.metric("upstream_ready") == 1
+
+
+def stream_refused():
+    """A server without ACKs of its own: reports go, the log says what is wrong."""
+    with gs.Server(default=gs.succeed) as server:
+        server.stream_actions = [gs.fail(Code.UNIMPLEMENTED)]
+        with relay(server.address) as r:
+            accept(r)
+            wait_for(lambda: server.calls, what="the call")
+            wait_for(lambda: "stream of ACKs ended: UNIMPLEMENTED" in r.log(), what="the log")
+
+
+def restart():
+    """What is accepted while the server is away is delivered when it is back."""
+    with gs.Server() as server, relay(server.address) as r:
+        accept(r)
+        ended(r, "acked")
+        server.stop()
+        r.wait_metric("upstream_ready", value=0)
+        sent = [accept(r, 100 + n, seed=1) for n in range(4)]
+        time.sleep(2 * BASE)
+        assert r.metric("index_reports_sent_total", "true") == 0, "a send without a server"
+        server.start()
+        ended(r, "acked", 5, seconds=30)
+        assert [server.payloads(100 + n)[-1] for n in range(4)] == sent
+
+
+def stopped_in_a_call():
+    """The connection goes away under a call: sent again."""
+    with gs.Server(actions=[gs.hang]) as server, relay(server.address) as r:
+        payload = accept(r)
+        wait_for(lambda: server.calls, what="the call")
+        server.stop()
+        server.start()
+        ended(r, "acked", seconds=30)
+        assert server.payloads(100)[-1] == payload
+
+
+def goaway():
+    """A graceful stop: the call under way ends well, the next goes to a new connection."""
+    with gs.Server(default=gs.delay(1, gs.succeed)) as server, \
+            relay(server.address, "response") as r:  # fmt: skip
+        accept(r)
+        wait_for(lambda: server.calls, what="the call")
+        stopper = threading.Thread(target=server.stop, args=(5,))
+        stopper.start()
+        ended(r, "acked")
+        stopper.join(20)
+        server.start()
+        r.wait_metric("upstream_ready", value=1)
+        accept(r, seed=1)
+        ended(r, "acked", 2)
+        assert len(server.calls) == 2
+        assert r.metric("index_reports_sent_total", "true") == 0
+
+
+def unix_socket():
+    with tempfile.TemporaryDirectory() as d:
+        with gs.Server(address=f"unix:{d}/sensor") as server, relay(server.address) as r:
+            accept(r)
+            ended(r, "acked")
+
+
+@contextlib.contextmanager
+def with_file(path, text):
+    """A command in front of the relay that lets it alone see another file there."""
+    with tempfile.NamedTemporaryFile("w") as f:
+        f.write(text)
+        f.flush()
+        script = f'mount --bind {f.name} {path} && exec "$@"'
+        wrap = ["unshare", "-m", "sh", "-c", script, "sh"]
+        if subprocess.run([*wrap, "true"], capture_output=True, check=False).returncode:
+            raise Skip("no mount namespaces here")
+        yield wrap
+
+
+def several_addresses():
+    """A name of three addresses, and the server listens on one of them."""
+    with gs.Server() as server, \
+            with_file("/etc/hosts", "127.0.0.9 sensor.test\n127.0.0.1 sensor.test\n"
+                                    "127.0.0.8 sensor.test\n") as wrap, \
+            relay(f"sensor.test:{server.port}", wrap=wrap) as r:  # fmt: skip
+        accept(r)
+        ended(r, "acked")
+
+
+def silent_resolver():
+    """A name server that never answers stops nothing else."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns, \
+            with_file("/etc/resolv.conf", "nameserver 127.0.0.53\n") as wrap:  # fmt: skip
+        try:
+            dns.bind(("127.0.0.53", 53))
+        except OSError as e:
+            raise Skip(f"port 53 of 127.0.0.53: {e}") from e
+        with relay("sensor.nowhere.example:443", ready=False, wrap=wrap) as r:
+            start = time.monotonic()
+            for n in range(20):
+                accept(r, 100 + n % VMS, seed=n)
+            assert time.monotonic() - start < 5
+            dns.settimeout(10)
+            assert b"nowhere" in dns.recv(512)
+            wait_for(lambda: "name: " in r.log(), 20, "the log says so")
+
+
+def hung_upstream():
+    """It accepts connections and says nothing: 1000 reports of 100 VMs go in at full speed."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        hybrid = {f"vm{n}.sock": 100 + n for n in range(100)}
+        with Relay(settings(address), hybrid=hybrid) as r:
+            payloads = {n: rp.report(100 + n, 20000, seed=0) for n in range(100)}
+            start = time.monotonic()
+            for i in range(1000):
+                n = i % 100
+                if i >= 100:
+                    payloads[n] = payloads[n][:-8] + i.to_bytes(8, "big")
+                status = rp.send_framed(r.path(f"vm{n}.sock"), payloads[n])
+                assert status == rp.ACCEPTED, status
+            took = time.monotonic() - start
+            assert took < 20, took
+            assert r.check()["contents_held"] == 100
+
+
+def upstream_down_at_the_start():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with relay(f"127.0.0.1:{port}", ready=False) as r:
+        payload = accept(r)
+        time.sleep(1)
+        with gs.Server(address=f"127.0.0.1:{port}") as server:
+            ended(r, "acked", seconds=30)
+            assert server.payloads(100) == [payload]
+
+
+def stop_in_a_call():
+    """SIGTERM while a call hangs: ends after the grace period, and in order."""
+    hybrid = {"vm0.sock": 100, "vm1.sock": 101}
+    with gs.Server(default=gs.hang) as server, Relay(settings(server.address), hybrid=hybrid) as r:
+        r.wait_metric("upstream_ready", value=1)
+        accept(r)
+        accept(r, 101)
+        wait_for(lambda: len(server.calls) == 2, what="the calls")
+        start = time.monotonic()
+        assert r.stop() == 0, r.log()
+        assert time.monotonic() - start < 5
+        assert "2 reports were not delivered" in r.log(), r.log()
+
+
+def keys_need_a_restart():
+    """A reload with another server is refused whole."""
+    with gs.Server() as server, relay(server.address) as r:
+        r.config["upstream"]["grpc"]["address"] = "127.0.0.1:1"
+        r.write_config()
+        log = r.reload()
+        assert "upstream.grpc.address needs a restart" in log and "refused" in log, log
+        accept(r)
+        ended(r, "acked")
+
+
+# ---- TLS ----
+
+
+@contextlib.contextmanager
+def tls(mutual=True, server_san="DNS:sensor.test", called="sensor.test", days=2, client_ca=None):
+    """A server with a certificate, and the relay's settings for it."""
+    with tempfile.TemporaryDirectory() as d:
+        ca = gs.Authority(f"{d}/ca")
+        pair = ca.issue("sensor", server_san, days)
+        own = ca.issue("relay", "DNS:relay")
+        with gs.Server(credentials=gs.server_credentials(pair, ca.cert if mutual else None)) as s:
+            conf = {
+                "plaintext": False,
+                "server_name": called,
+                "ca": client_ca(d) if client_ca else ca.cert,
+                "certificate": own[0] if mutual else "",
+                "key": own[1] if mutual else "",
+            }
+            yield s, ca, conf
+
+
+def grpc_settings(conf):
+    return {"upstream": {"grpc": conf}}
+
+
+def tls_works(mutual, san, name):
+    with tls(mutual, san, name) as (server, _, conf), \
+            relay(server.address, **grpc_settings(conf)) as r:  # fmt: skip
+        payload = accept(r, size=2_500_000)
+        ended(r, "acked")
+        assert server.payloads(100) == [payload]
+        assert "TLSv1.3" in r.log()
+
+
+def tls_fails(text, **keys):
+    with tls(**keys) as (server, _, conf), \
+            relay(server.address, ready=False, **grpc_settings(conf)) as r:  # fmt: skip
+        accept(r)
+        wait_for(lambda: text in r.log(), 20, f"log with {text!r}")
+        assert r.metric("upstream_ready") == 0
+        assert not server.calls
+        assert r.metric("contents_held") == 1
+
+
+def other_ca(d):
+    return gs.Authority(f"{d}/other", "other").cert
+
+
+def no_client_certificate():
+    with tls() as (server, _, conf):
+        conf["certificate"] = conf["key"] = ""
+        with relay(server.address, ready=False, **grpc_settings(conf)) as r:
+            accept(r)
+            wait_for(lambda: "asks for a certificate" in r.log(), 20, "the log")
+            time.sleep(1)
+            assert not server.calls
+
+
+def new_certificate_while_running():
+    """Files swapped the Kubernetes way, by a link: a new connection with the new ones, and a pair
+    that does not match is not taken."""
+    with tls() as (server, ca, conf), tempfile.TemporaryDirectory() as d:
+        files = ("ca.pem", "cert.pem", "key.pem")
+
+        def publish(number, pair, ca_cert=ca.cert):
+            os.mkdir(f"{d}/..{number}")
+            for name, source in zip(files, (ca_cert, *pair)):
+                with open(f"{d}/..{number}/{name}", "wb") as f:
+                    f.write(gs.read(source))
+            os.symlink(f"..{number}", f"{d}/..tmp")
+            os.rename(f"{d}/..tmp", f"{d}/..data")
+
+        publish(0, (conf["certificate"], conf["key"]))
+        for name in files:
+            os.symlink(f"..data/{name}", f"{d}/{name}")
+        conf.update(ca=f"{d}/ca.pem", certificate=f"{d}/cert.pem", key=f"{d}/key.pem")
+        with relay(server.address, **grpc_settings(conf)) as r:
+            accept(r)
+            ended(r, "acked")
+            mixed = (ca.issue("relay2", "DNS:relay2")[0], conf["key"])
+            other = ca.issue("relay3", "DNS:relay3")
+            publish(1, (mixed[0], other[1]))
+            wait_for(lambda: "the old ones stay" in r.log(), 20, "refusal of the mixed pair")
+            accept(r, seed=1)
+            ended(r, "acked", 2)
+            publish(2, other)
+            wait_for(lambda: "new TLS files" in r.log(), 20, "the new pair")
+            wait_for(lambda: r.log().count("connected, TLS") == 2, 20, "a new connection")
+            accept(r, seed=2)
+            ended(r, "acked", 3)
+            assert server.calls[0].peer != server.calls[-1].peer
+            assert r.metric("index_reports_sent_total", "true") == 0
+
+
+def plaintext_is_no_fallback():
+    """A server without TLS gets nothing from a relay that was not told so."""
+    with gs.Server() as server, tls() as (_, _ca, conf):
+        with relay(server.address, ready=False, **grpc_settings(conf)) as r:
+            accept(r)
+            time.sleep(2)
+            assert not server.calls and r.metric("upstream_ready") == 0
+
+
+def missing_files():
+    """They are named at the start, which fails."""
+    r = Relay(settings("127.0.0.1:1", upstream={"grpc": {"plaintext": False, "ca": "/no/ca.pem"}}),
+              hybrid={"vm0.sock": 100}, start=False)  # fmt: skip
+    with r:
+        r.start(wait=False)
+        assert r.process.wait(20) != 0
+        assert "/no" in r.log(), r.log()
+
+
+# ---- all ----
+
+
+def main():
+    tap = Tap(only=sys.argv[1] if len(sys.argv) > 1 else None)
+    subprocess.run(["openssl", "version"], check=True, capture_output=True)
+    statuses(tap)
+    tap.run("no answer: DEADLINE_EXCEEDED after 5 s, sent again", no_answer)
+    tap.run("delay: the answer that takes its time counts", slow)
+    tap.run("acks response: success is the ACK; metadata; bytes as they came", response_is_the_ack)
+    tap.run("16 MiB arrive whole", largest)
+    tap.run("ACK before the reply: ends custody, nothing is left behind", ack_before_the_reply)
+    tap.run("ACK late: retries until it comes", ack_late)
+    tap.run("ACK of unknown or other ids, kinds and forms: nothing happens", acks_of_others)
+    tap.run("ACK of the older of two contents: the newer stays", ack_of_the_older_of_two)
+    tap.run("ACK twice: the second settles nothing", duplicate_ack)
+    for reason, permanent in (("busy", False), ("", False), ("central rate limit exceeded", False),
+                              ("missing scanner index data", True), ("unsupported action", True)):  # fmt: skip
+        what = "custody ends" if permanent else "sent again"
+        tap.run(f"NACK {reason!r}: {what}", nack, reason, permanent)
+    tap.run("stream cut: opened again, reports go on", stream_cut)
+    tap.run("stream refused: reports go on, the log says so", stream_refused)
+    tap.run("server restart: what came meanwhile is delivered", restart)
+    tap.run("server stops in a call: sent again", stopped_in_a_call)
+    tap.run("GOAWAY: the call ends well, the next goes to a new connection", goaway)
+    tap.run("unix socket", unix_socket)
+    tap.run("several addresses: the next one is tried", several_addresses)
+    tap.run("resolver never answers: reports are accepted", silent_resolver)
+    tap.run("server accepts and never answers: 1000 reports are accepted", hung_upstream)
+    tap.run("server away at the start: delivered once it is there", upstream_down_at_the_start)
+    tap.run("SIGTERM in a call: ends within the grace period", stop_in_a_call)
+    tap.run("reload with another address: refused, the old one stays", keys_need_a_restart)
+    tap.run("TLS: server's certificate checked", tls_works, False, "DNS:sensor.test", "sensor.test")
+    tap.run("TLS: mutual certificates", tls_works, True, "DNS:sensor.test", "sensor.test")
+    tap.run("TLS: name from the address", tls_works, True, "IP:127.0.0.1", "")
+    tap.run("TLS: wrong CA", tls_fails, "certificate", client_ca=other_ca)
+    tap.run("TLS: wrong name", tls_fails, "hostname mismatch", called="central.test")
+    tap.run("TLS: wrong address", tls_fails, "IP address mismatch", called="")
+    tap.run("TLS: expired certificate", tls_fails, "expired", days=-1)
+    tap.run("TLS: no certificate of ours where one is asked for", no_client_certificate)
+    tap.run("TLS: new certificate while running", new_certificate_while_running)
+    tap.run("TLS: no fallback to plaintext", plaintext_is_no_fallback)
+    tap.run("TLS: missing files are named", missing_files)
+    tap.end()
+
+
+main()
