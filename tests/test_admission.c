@@ -953,6 +953,7 @@ struct crowd {
 	struct conn conns[CONNECTIONS];
 	uint64_t now;
 	uint64_t max_wait; /* of a polite one that was granted */
+	uint64_t unreserved; /* debt of refused waiters, which never had a reservation to become it */
 	unsigned granted, granted_polite, expired_polite, expired, refused;
 };
 
@@ -1032,7 +1033,8 @@ static void check_invariants(const struct crowd *c)
 	assert_true(limited_sum <= limited_bytes);
 	assert_true(bad_sum <= offender_bytes);
 	assert_true(f.debt_charged <= f.budget / 4);
-	assert_true(reserved + f.debt_charged <= f.budget - f.reserve);
+	/* Of what connections with a place left; what waiters leave comes on top of it. */
+	assert_true(reserved + f.debt_charged <= f.budget - f.reserve + c->unreserved);
 }
 
 static void crowd_connect(struct crowd *c)
@@ -1061,8 +1063,8 @@ static void crowd_connect(struct crowd *c)
 }
 
 /*
- * The fairness that a polite VM is owed: while it waits, no other VM has two turns, since it
- * never needs more than the smallest reservation and always has a token.
+ * The fairness that a polite VM is owed: while it waits with a token, no other VM has two turns,
+ * since it never needs more than the smallest reservation.
  */
 static void crowd_grant(struct crowd *c)
 {
@@ -1080,7 +1082,8 @@ static void crowd_grant(struct crowd *c)
 			struct conn *other = &c->conns[i];
 
 			if (other == conn || !other->polite ||
-			    other->ticket.state != ADMISSION_WAITING)
+			    other->ticket.state != ADMISSION_WAITING ||
+			    vm_next_grant(c->vms, other->ticket.vm, c->now) > c->now)
 				continue;
 			assert_true(++other->passed[t->vm->node.id.cid] <= 1);
 		}
@@ -1092,6 +1095,7 @@ static void crowd_expire(struct crowd *c)
 {
 	struct admission_ticket *t;
 	enum reason reason = REASON_NONE;
+	uint64_t wmem;
 
 	while ((t = admission_expired(c->a, c->now, &reason))) {
 		struct conn *conn = container_of(t, struct conn, ticket);
@@ -1101,7 +1105,9 @@ static void crowd_expire(struct crowd *c)
 		assert_true(!conn->polite || reason == REASON_WAIT_TIMEOUT);
 		c->expired++;
 		c->expired_polite += conn->polite;
-		admission_close(c->a, t, conn->polite ? 0 : random_below(2000), c->now);
+		wmem = conn->polite ? 0 : random_below(2000);
+		c->unreserved += wmem;
+		admission_close(c->a, t, wmem, c->now);
 	}
 }
 
@@ -1160,6 +1166,7 @@ static void crowd_run(struct crowd *c, const struct admission_settings *s, unsig
 
 	assert_non_null(passed);
 	c->now = T0;
+	c->unreserved = 0;
 	assert_int_equal(vm_table_new(VM_TABLE_MAX, bucket_rate_per(1, SEC, 5), unlimited, &c->vms),
 			 0);
 	assert_int_equal(admission_new(c->vms, s, &c->a), 0);
