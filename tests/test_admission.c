@@ -952,7 +952,7 @@ struct crowd {
 	struct admission *a;
 	struct conn conns[CONNECTIONS];
 	uint64_t now;
-	uint64_t max_wait; /* of a polite one that was granted */
+	uint64_t max_wait;   /* of a polite one that was granted */
 	uint64_t unreserved; /* debt of refused waiters, which had no reservation to become it */
 	unsigned granted, granted_polite, expired_polite, expired, refused;
 };
