@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -56,19 +57,31 @@ def wait_for(condition, seconds=10, what="condition"):
         time.sleep(0.02)
 
 
+def free_port():
+    """A port of the loopback address that nobody has, another one each time."""
+    while True:
+        Relay._port += 1
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", Relay._port))
+            except OSError:
+                continue
+            return Relay._port
+
+
 class Relay:
     """settings: keys as in the configuration file, nested dicts. hybrid: {name: cid} makes hybrid
     sockets in the directory; path(name) is where a VMM connects."""
 
-    _port = 20000 + os.getpid() % 20000
+    # Below the ports that the kernel gives away by itself (32768 and up), to servers in tests too.
+    _port = 20000 + os.getpid() % 10000
 
     def __init__(self, settings=None, hybrid=None, binary=None, start=True, wrap=(), env=None):
         self.dir = tempfile.mkdtemp(prefix="vsr-", dir=os.environ.get("VSR_TMP"))
         self.binary = binary or os.path.join(BUILD, "vsock-relayd")
         self.wrap = list(wrap)
         self.env = dict(os.environ, **(env or {}))
-        Relay._port += 1
-        self.port = Relay._port
+        self.port = free_port()
         self.stored_dir = os.path.join(self.dir, "reports")
         os.mkdir(self.stored_dir)
         self.log_path = os.path.join(self.dir, "log")
