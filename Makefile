@@ -25,7 +25,7 @@ endif
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Werror
 DEPS := libbpf libsystemd libprotobuf-c yaml-0.1 libxxhash libmicrohttpd libcap libnghttp2 \
-	openssl libcares
+	openssl libcares jansson
 CPPFLAGS := -D_GNU_SOURCE -DVSR_VERSION='"$(VERSION)"' -Iinclude -Iuser -I$(B)/gen
 BASE_CFLAGS := -std=gnu17 -g -O2 $(WARN) -fno-omit-frame-pointer
 HARDEN_CFLAGS := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection -fPIE \
@@ -64,8 +64,11 @@ LIB := $(B)/libvsr.a
 AGENT_SRCS := $(wildcard user/agent/*.c)
 AGENT_MAIN := user/agent/main.c
 AGENT_OBJS := $(AGENT_SRCS:%.c=$(B)/obj/%.o)
+CTL_SRCS := $(wildcard user/ctl/*.c)
+CTL_MAIN := user/ctl/main.c
+CTL_OBJS := $(CTL_SRCS:%.c=$(B)/obj/%.o)
 
-UNIT_SRCS := $(wildcard tests/test_*.c) $(wildcard tests/agent/test_*.c)
+UNIT_SRCS := $(wildcard tests/test_*.c tests/agent/test_*.c tests/ctl/test_*.c)
 UNIT_BINS := $(UNIT_SRCS:tests/%.c=$(B)/tests/%)
 TOOL_SRCS := $(wildcard tests/vm/*.c) $(wildcard tests/bench/*.c)
 TOOL_BINS := $(TOOL_SRCS:tests/%.c=$(B)/tests/%)
@@ -73,7 +76,8 @@ FUZZ_SRCS := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(B)/fuzz/%)
 
 PROGRAMS := $(if $(wildcard $(MAIN_SRCS)),$(B)/vsock-relayd) \
-	    $(if $(wildcard $(AGENT_MAIN)),$(B)/vsock-agent)
+	    $(if $(wildcard $(AGENT_MAIN)),$(B)/vsock-agent) \
+	    $(if $(wildcard $(CTL_MAIN)),$(B)/vsock-relayctl)
 
 all: $(PROGRAMS)
 
@@ -120,6 +124,10 @@ $(B)/vsock-agent: $(AGENT_OBJS) $(LIB)
 	$(call msg,LINK,$@)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(shell pkg-config --libs libprotobuf-c libxxhash) -o $@
 
+$(B)/vsock-relayctl: $(CTL_OBJS) $(LIB)
+	$(call msg,LINK,$@)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
 # The agent goes into small guests: one file without libraries.
 $(B)/vsock-agent-static: $(AGENT_OBJS) $(LIB)
 	$(call msg,LINK,$@)
@@ -127,6 +135,11 @@ $(B)/vsock-agent-static: $(AGENT_OBJS) $(LIB)
 
 # ---- tests -------------------------------------------------------------------------------------
 $(B)/tests/agent/test_%: $(B)/obj/tests/agent/test_%.o $(filter-out $(B)/obj/$(AGENT_MAIN:.c=.o),$(AGENT_OBJS)) $(LIB)
+	$(call msg,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -lcmocka -o $@
+
+$(B)/tests/ctl/test_%: $(B)/obj/tests/ctl/test_%.o $(filter-out $(B)/obj/$(CTL_MAIN:.c=.o),$(CTL_OBJS)) $(LIB)
 	$(call msg,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -lcmocka -o $@
@@ -249,7 +262,7 @@ format:
 #: make install      programs to DESTDIR/PREFIX (/usr/local)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(B)/vsock-relayd $(DESTDIR)$(PREFIX)/sbin/
+	install -m 755 $(B)/vsock-relayd $(B)/vsock-relayctl $(DESTDIR)$(PREFIX)/sbin/
 	install -m 755 $(B)/vsock-agent $(DESTDIR)$(PREFIX)/bin/
 
 #: make deb          build/vsock-relay_VERSION_ARCH.deb

@@ -1,0 +1,311 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * vsock-relayctl: looks at a relay, and asks it to do something. main(), the options and the table
+ * of objects; each object is a file of its own.
+ */
+#include <getopt.h>
+#include <stdarg.h>
+
+#include "ctl.h"
+#include "settings.h"
+
+static int run_version(struct ctl *ctl, int argc, char *argv[])
+{
+	int r = ctl_check_args(ctl, argc, argv, 0, 0, "version");
+
+	if (r != CTL_OK)
+		return r;
+	if (ctl->json)
+		ctl_print_json(ctl, json_pack("{s:s, s:i}", "version", VSR_VERSION, "layout",
+					      VSR_ABI_VERSION));
+	else
+		printf("vsock-relayctl %s, map layout %d\n", VSR_VERSION, VSR_ABI_VERSION);
+	return CTL_OK;
+}
+
+static int run_help(struct ctl *ctl, int argc, char *argv[]);
+
+static const struct ctl_command version_commands[] = {
+	{ "", "", "version of this program, and of the maps that it knows", NULL, run_version },
+	{},
+};
+
+static const struct ctl_command help_commands[] = {
+	{ "", "[OBJECT]", "this text, or the commands of an object", NULL, run_help },
+	{},
+};
+
+static const struct ctl_object objects[] = {
+	{ "version", "version of this program", version_commands },
+	{ "help", "this text, or the commands of an object", help_commands },
+};
+
+/* ---- output -------------------------------------------------------------------------------------- */
+
+void ctl_print_json(const struct ctl *ctl, json_t *value)
+{
+	size_t flags = JSON_ENCODE_ANY | (ctl->pretty ? JSON_INDENT(4) : JSON_COMPACT);
+
+	if (!value || json_dumpf(value, stdout, flags) < 0)
+		fputs("{\"error\":\"out of memory\"}", stdout);
+	putchar('\n');
+	fflush(stdout);
+	json_decref(value);
+}
+
+int ctl_error(const struct ctl *ctl, int code, const char *fmt, ...)
+{
+	_cleanup_free_ char *text = NULL;
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (vasprintf(&text, fmt, ap) < 0)
+		text = NULL;
+	va_end(ap);
+	if (ctl->json)
+		ctl_print_json(ctl, json_pack("{s:s}", "error", text ? text : "out of memory"));
+	else
+		fprintf(stderr, "vsock-relayctl: %s\n", text ? text : "out of memory");
+	return code;
+}
+
+int ctl_check_args(const struct ctl *ctl, int argc, char *argv[], int min, int max,
+		   const char *usage)
+{
+	if (argc - 1 > max)
+		return ctl_error(ctl, CTL_USAGE, "%s: one argument too many; usage: %s",
+				 argv[max + 1], usage);
+	if (argc - 1 < min)
+		return ctl_error(ctl, CTL_USAGE, "an argument is missing; usage: %s", usage);
+	return CTL_OK;
+}
+
+/* ---- help ---------------------------------------------------------------------------------------- */
+
+static bool is_single(const struct ctl_object *o)
+{
+	return !*o->commands[0].name;
+}
+
+static void print_usage(FILE *f)
+{
+	fputs("Usage: vsock-relayctl [OPTIONS] OBJECT [COMMAND] [ARGUMENTS]\n"
+	      "       vsock-relayctl help [OBJECT]\n"
+	      "\nObjects:\n",
+	      f);
+	for (size_t i = 0; i < ARRAY_SIZE(objects); i++)
+		fprintf(f, "  %-10s %s\n", objects[i].name, objects[i].help);
+	fputs("\nOptions:\n"
+	      "  -j, --json             print JSON, with stable keys\n"
+	      "  -p, --pretty           print JSON for people\n"
+	      "  -s, --socket PATH      admin socket of the daemon\n"
+	      "  -d, --pin-directory D  where the daemon pins its maps\n"
+	      "  -c, --config FILE      settings of the daemon, for the above\n"
+	      "  -n, --names FILE       names of VMs: a line \"CID NAME\" or \"NS:CID NAME\" each\n"
+	      "  -h, --help             this text\n"
+	      "  -V, --version          version of this program\n"
+	      "\nObjects, commands and options may be shortened. Exit status: 0 done, 1 failed,\n"
+	      "2 usage, 3 no daemon answers, 4 no such VM or map.\n",
+	      f);
+}
+
+static void print_object(FILE *f, const struct ctl_object *o)
+{
+	fprintf(f, "Usage:\n");
+	for (const struct ctl_command *c = o->commands; c->name; c++) {
+		fprintf(f, "  vsock-relayctl %s%s%s%s%s\n      %s\n", o->name, *c->name ? " " : "",
+			c->name, *c->args ? " " : "", c->args, c->help);
+		if (c->more)
+			fprintf(f, "%s", c->more);
+	}
+}
+
+/* For completion and tests. */
+static json_t *describe_objects(void)
+{
+	json_t *list = json_array();
+
+	for (size_t i = 0; i < ARRAY_SIZE(objects); i++) {
+		json_t *commands = json_array();
+
+		for (const struct ctl_command *c = objects[i].commands; c->name; c++)
+			json_array_append_new(commands,
+					      json_pack("{s:s, s:s, s:s}", "name", c->name, "args",
+							c->args, "help", c->help));
+		json_array_append_new(list,
+				      json_pack("{s:s, s:s, s:o}", "name", objects[i].name, "help",
+						objects[i].help, "commands", commands));
+	}
+	return list;
+}
+
+/* ---- finding a command --------------------------------------------------------------------------- */
+
+/* The ith name of a list, NULL behind the last. */
+typedef const char *(*name_fn)(const void *list, size_t i);
+
+static const char *object_name(const void *list _unused_, size_t i)
+{
+	return i < ARRAY_SIZE(objects) ? objects[i].name : NULL;
+}
+
+static const char *command_name(const void *list, size_t i)
+{
+	return ((const struct ctl_command *)list)[i].name;
+}
+
+/* Finds the name, or the one that it begins. Returns its index, or -CTL_USAGE having said why. */
+static int find_name(const struct ctl *ctl, const char *what, const char *name, name_fn next,
+		     const void *list)
+{
+	char matches[256] = "";
+	const char *candidate;
+	size_t n = 0, len = strlen(name);
+	int found = -1;
+
+	for (size_t i = 0; (candidate = next(list, i)); i++) {
+		if (streq(candidate, name))
+			return (int)i;
+		if (len == 0 || strncmp(candidate, name, len) != 0)
+			continue;
+		n += (size_t)snprintf(matches + n, sizeof(matches) - MIN(n, sizeof(matches)),
+				      "%s%s", n ? ", " : "", candidate);
+		found = found == -1 ? (int)i : -2;
+	}
+	if (found >= 0)
+		return found;
+	if (found == -2)
+		return -ctl_error(ctl, CTL_USAGE, "%s may be %s", name, matches);
+	return -ctl_error(ctl, CTL_USAGE, "%s: no such %s; see vsock-relayctl help", name, what);
+}
+
+static int run_help(struct ctl *ctl, int argc, char *argv[])
+{
+	int r = ctl_check_args(ctl, argc, argv, 0, 1, "help [OBJECT]"), i;
+
+	if (r != CTL_OK)
+		return r;
+	if (argc == 2) {
+		i = find_name(ctl, "object", argv[1], object_name, NULL);
+		if (i < 0)
+			return -i;
+		print_object(stdout, &objects[i]);
+	} else if (ctl->json) {
+		ctl_print_json(ctl, describe_objects());
+	} else {
+		print_usage(stdout);
+	}
+	return CTL_OK;
+}
+
+static int run(struct ctl *ctl, int argc, char *argv[])
+{
+	const struct ctl_object *o;
+	int i;
+
+	i = find_name(ctl, "object", argv[0], object_name, NULL);
+	if (i < 0)
+		return -i;
+	o = &objects[i];
+	if (argc > 1 &&
+	    (streq(argv[1], "help") || streq(argv[1], "--help") || streq(argv[1], "-h"))) {
+		print_object(stdout, o);
+		return CTL_OK;
+	}
+	if (is_single(o))
+		return o->commands[0].run(ctl, argc, argv);
+	if (argc == 1) {
+		/* As `vm` for `vm list`: the first command is the one that asks for nothing. */
+		char *first[] = { (char *)o->commands[0].name, NULL };
+
+		return o->commands[0].run(ctl, 1, first);
+	}
+	i = find_name(ctl, "command", argv[1], command_name, o->commands);
+	return i < 0 ? -i : o->commands[i].run(ctl, argc - 1, argv + 1);
+}
+
+/* ---- options ------------------------------------------------------------------------------------- */
+
+/* --json and --pretty are wanted once the rest of the line is there: they may stand anywhere before
+ * a "--". Takes them out of argv, returns what is left. */
+static int take_json(struct ctl *ctl, int argc, char *argv[])
+{
+	int n = 0;
+
+	for (int i = 0; i < argc; i++) {
+		if (streq(argv[i], "--")) {
+			while (i < argc)
+				argv[n++] = argv[i++];
+			break;
+		}
+		if (streq(argv[i], "-p") || streq(argv[i], "--pretty"))
+			ctl->json = ctl->pretty = true;
+		else if (streq(argv[i], "-j") || streq(argv[i], "--json"))
+			ctl->json = true;
+		else
+			argv[n++] = argv[i];
+	}
+	argv[n] = NULL;
+	return n;
+}
+
+/* Returns an exit status, or -1: go on with the words from optind on. */
+static int parse_options(struct ctl *ctl, int argc, char *argv[])
+{
+	static const struct option options[] = {
+		{ "socket", required_argument, NULL, 's' },
+		{ "pin-directory", required_argument, NULL, 'd' },
+		{ "config", required_argument, NULL, 'c' },
+		{ "names", required_argument, NULL, 'n' },
+		{ "help", no_argument, NULL, 'h' },
+		{ "version", no_argument, NULL, 'V' },
+		{},
+	};
+	int o;
+
+	opterr = 0;
+	while ((o = getopt_long(argc, argv, "+:s:d:c:n:hV", options, NULL)) != -1) {
+		switch (o) {
+		case 's':
+			ctl->socket = optarg;
+			break;
+		case 'd':
+			ctl->pin_dir = optarg;
+			break;
+		case 'c':
+			ctl->config = optarg;
+			break;
+		case 'n':
+			ctl->names = optarg;
+			break;
+		case 'h':
+			print_usage(stdout);
+			return CTL_OK;
+		case 'V':
+			return run_version(ctl, 1, argv);
+		case ':':
+			return ctl_error(ctl, CTL_USAGE, "%s needs an argument", argv[optind - 1]);
+		default:
+			return ctl_error(ctl, CTL_USAGE,
+					 "%s: no such option; see vsock-relayctl --help",
+					 argv[optind - 1]);
+		}
+	}
+	return -1;
+}
+
+int main(int argc, char *argv[])
+{
+	struct ctl ctl = { 0 };
+	int status;
+
+	argc = take_json(&ctl, argc, argv);
+	status = parse_options(&ctl, argc, argv);
+	if (status >= 0)
+		return status;
+	if (optind == argc) {
+		print_usage(stderr);
+		return CTL_USAGE;
+	}
+	return run(&ctl, argc - optind, argv + optind);
+}
