@@ -55,6 +55,7 @@ int cache_new(const struct cache_limits *limits, cache_observer_t observer, void
 
 static struct cache_entry *entry_free(struct cache_entry *e)
 {
+	match_uncache(e->match);
 	buf_unref(e->content);
 	free(e);
 	return NULL;
@@ -293,6 +294,7 @@ static int replace(struct cache *c, struct cache_entry *own, struct buf *content
 	leave_class(c, own);
 	list_del(&own->order);
 	push_out(c, hold, 0, buf_cost(content), SIZE_MAX, now);
+	own->match = match_uncache(own->match);
 	buf_unref(own->content);
 	fill(c, own, content, digest, generation, hold, now);
 	return CACHE_CHANGED;
@@ -375,6 +377,14 @@ int cache_set_hold(struct cache *c, struct vsr_vm_id id, uint64_t generation, en
 	leave_class(c, e);
 	join_class(c, e, hold);
 	return 0;
+}
+
+void cache_set_match(struct cache *c, struct vsr_vm_id id, struct match *match)
+{
+	struct cache_entry *e = find(c, id);
+
+	match_uncache(e->match);
+	e->match = match;
 }
 
 size_t cache_sweep(struct cache *c, size_t max, uint64_t now)

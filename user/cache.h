@@ -17,6 +17,7 @@
 #include "buf.h"
 #include "heap.h"
 #include "list.h"
+#include "match.h"
 #include "vmmap.h"
 
 /* What is lost with an entry. New content may push out entries of other VMs that hold nothing;
@@ -53,6 +54,7 @@ struct cache_entry {
 	struct heap_node oldest; /* among those with the same hold; key: sequence of changes */
 
 	struct buf *content;
+	struct match *match; /* what streams compare with; NULL: nothing is compared */
 	uint64_t digest;     /* of the content (SPEC section 5) */
 	uint64_t generation; /* that the content stands for */
 	enum cache_hold hold;
@@ -127,6 +129,11 @@ int cache_remove(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum
 /* Custody of this generation ended but the content stays, or became durable. Returns 0, -ENOENT
  * (no entry of this generation). */
 int cache_set_hold(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_hold hold);
+
+/* Streams of the VM can be compared with what its entry holds: takes over the cache's reference of
+ * `match` (match_new()), which goes with the content, however that leaves. The entry must be
+ * there. */
+void cache_set_match(struct cache *c, struct vsr_vm_id id, struct match *match);
 
 /* Removes up to `max` expired entries, oldest first, and then what is beyond lowered limits.
  * Returns how many left; if that is max, there may be more. */

@@ -47,6 +47,7 @@ struct relay {
 	struct cache *cache;
 	struct tracker *tracker;
 	struct upstream *upstream;
+	struct match_table *matches; /* NULL: nothing is compared */
 	struct list held, ready, sends;
 	size_t n_held, n_sends, n_sent;
 	uint64_t next_sweep;
@@ -144,6 +145,26 @@ static void follow_vms(struct relay *r, uint64_t now)
 		cache_set_limits(r->cache, &limits, now);
 }
 
+/* Later streams of the VM are compared with what its entry holds now. Without memory for that they
+ * are read as before. */
+static void make_comparable(struct relay *r, const struct relay_report *report)
+{
+	struct vsr_vm_id id = report->vm->node.id;
+	const struct cache_entry *e = cache_peek(r->cache, id);
+
+	if (r->matches && !e->match)
+		cache_set_match(r->cache, id,
+				match_new(r->matches, e->content, report->digest, report->xxh64,
+					  report->blocks));
+}
+
+struct match *relay_match(struct relay *r, const struct vm *vm)
+{
+	const struct cache_entry *e = cache_peek(r->cache, vm->node.id);
+
+	return e && !r->settings.dedup_bytes ? match_ref(e->match) : NULL;
+}
+
 /* Puts the content into the cache and begins its custody as the VM's next generation. */
 static int take_custody(struct relay *r, const struct relay_report *report, uint64_t now)
 {
@@ -168,6 +189,7 @@ static int take_custody(struct relay *r, const struct relay_report *report, uint
 		free(h);
 		return result;
 	}
+	make_comparable(r, report);
 	if (vm->custody)
 		drop_held(r, vm, METRIC_ENDED_SUPERSEDED);
 	vm->generation++;
@@ -809,6 +831,11 @@ void relay_resume(struct relay *r, uint64_t now)
 {
 	resume(r, now);
 	relay_run(r, now);
+}
+
+void relay_set_matches(struct relay *r, struct match_table *matches)
+{
+	r->matches = matches;
 }
 
 void relay_observe(struct relay *r, void (*observe)(const struct vm *vm, void *userdata),

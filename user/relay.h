@@ -35,8 +35,10 @@ struct relay_report {
 	struct buf *content; /* the caller's reference; the relay takes its own */
 	uint64_t digest;     /* SPEC section 5 */
 	uint64_t xxh64;	     /* of the content, seed 0: what offers name */
-	bool framed;	     /* the agent gets an answer */
-	const char *vm_id;   /* the report's claim, not NUL-terminated */
+	/* XXH64 of its whole blocks (match_new()), the caller's; NULL: not known. */
+	const uint64_t *blocks;
+	bool framed;	   /* the agent gets an answer */
+	const char *vm_id; /* the report's claim, not NUL-terminated */
 	size_t vm_id_len;
 	/* Only after -EINPROGRESS: what relay_submit() could not say at once. */
 	void (*decided)(struct relay_report *report, enum reason reason, uint64_t now);
@@ -61,6 +63,13 @@ DEFINE_CLEANUP(struct relay, relay_free);
 
 /* Other settings from now on (reload); a pause ends. Returns 0; -EINVAL as above, and the old ones stay. */
 int relay_set(struct relay *r, const struct relay_settings *s, uint64_t now);
+
+/* Contents in the cache become comparable through this table, which must outlive the relay. */
+void relay_set_matches(struct relay *r, struct match_table *matches);
+
+/* What a stream of the VM can be compared with now, a reference that the caller drops with
+ * match_unref(); NULL: nothing (there is no content, or a digest decides nothing here). */
+struct match *relay_match(struct relay *r, const struct vm *vm);
 
 /* observe is called whenever custody, generation, record or last ACK of a VM have changed. */
 void relay_observe(struct relay *r, void (*observe)(const struct vm *vm, void *userdata),
