@@ -41,7 +41,7 @@ static struct buf *filled(size_t n, uint8_t byte)
 	struct buf *b = make(MAX_LEN);
 
 	fill(b, n, byte);
-	buf_seal(b, 0);
+	buf_seal(b);
 	return b;
 }
 
@@ -102,22 +102,48 @@ static void content_stays_in_place_while_it_grows(void **state)
 	while (buf_room(b) > 0)
 		fill(b, MIN(buf_room(b), (size_t)300001), 3);
 	assert_ptr_equal(buf_data(b), first);
-	buf_seal(b, 0);
+	buf_seal(b);
 	assert_ptr_equal(buf_data(b), first);
 	assert_all(b, MAX_LEN, 3);
 }
 
-static void seal_leaves_out_the_header(void **state)
+static void content_after_a_header_begins_at_a_page_too(void **state)
 {
 	_cleanup_(buf_unrefp)
 	struct buf *b = make(100);
 
 	(void)state;
 	fill(b, 16, 'V');
+	buf_restart(b);
+	assert_int_equal(buf_room(b), 100);
 	fill(b, 20, 5);
-	buf_seal(b, 16);
+	buf_seal(b);
 	assert_all(b, 20, 5);
 	assert_int_equal(buf_room(b), 0);
+	assert_int_equal((uintptr_t)buf_data(b) % PAGE, 0);
+}
+
+/* Or two that fill the same memory would count it twice. */
+static void restart_does_not_make_memory_idle_again(void **state)
+{
+	_cleanup_(buf_unrefp)
+	struct buf *b = NULL;
+	size_t idle;
+
+	(void)state;
+	buf_pool_set_limit(BUF_POOL_DEFAULT);
+	buf_unref(filled(100 * PAGE, 1));
+	idle = buf_pool_bytes();
+	assert_int_equal(idle, 100 * PAGE);
+	b = make(100 * PAGE);
+	fill(b, PAGE + 1, 'V');
+	buf_restart(b);
+	assert_int_equal(buf_pool_bytes(), idle - 2 * PAGE);
+	fill(b, 3 * PAGE, 1);
+	assert_int_equal(buf_pool_bytes(), idle - 3 * PAGE);
+	buf_restart(b);
+	buf_seal(b);
+	assert_int_equal(buf_pool_bytes(), idle - PAGE);
 }
 
 static void cost_is_whole_pages_and_at_least_one(void **state)
@@ -126,7 +152,7 @@ static void cost_is_whole_pages_and_at_least_one(void **state)
 	struct buf *empty = make(0), *b = make(MAX_LEN);
 
 	(void)state;
-	buf_seal(empty, 0);
+	buf_seal(empty);
 	assert_int_equal(buf_cost(empty), PAGE);
 	assert_int_equal(buf_len(empty), 0);
 
@@ -134,7 +160,7 @@ static void cost_is_whole_pages_and_at_least_one(void **state)
 	assert_int_equal(buf_cost(b), PAGE);
 	fill(b, 1, 1);
 	assert_int_equal(buf_cost(b), 2 * PAGE);
-	buf_seal(b, 0);
+	buf_seal(b);
 	assert_int_equal(buf_cost(b), 2 * PAGE);
 	assert_true(buf_cost_of(buf_len(b)) >= buf_cost(b));
 	assert_int_equal(buf_cost_of(0), PAGE);
@@ -148,7 +174,7 @@ static void seal_gives_back_what_is_beyond(void **state)
 	(void)state;
 	fill(b, 2 * PAGE, 1);
 	assert_true(mapped(buf_data(b) + 100 * PAGE));
-	buf_seal(b, 0);
+	buf_seal(b);
 	assert_true(mapped(buf_data(b) + PAGE));
 	assert_false(mapped(buf_data(b) + 2 * PAGE));
 	assert_false(mapped(buf_data(b) + 100 * PAGE));
@@ -336,7 +362,7 @@ static void random_lives_keep_contents_and_counts(void **state)
 		}
 		assert_int_equal(buf_len(b[i]), len[i]);
 		if (rand_r(&seed) % 4)
-			buf_seal(b[i], 0);
+			buf_seal(b[i]);
 		assert_true(buf_pool_bytes() <= BUF_POOL_DEFAULT);
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(b); i++)
@@ -350,7 +376,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(holds_exactly_max_bytes, without_pool),
 		cmocka_unit_test_setup(content_stays_in_place_while_it_grows, without_pool),
-		cmocka_unit_test_setup(seal_leaves_out_the_header, without_pool),
+		cmocka_unit_test_setup(content_after_a_header_begins_at_a_page_too, without_pool),
+		cmocka_unit_test_setup(restart_does_not_make_memory_idle_again, without_pool),
 		cmocka_unit_test_setup(cost_is_whole_pages_and_at_least_one, without_pool),
 		cmocka_unit_test_setup(seal_gives_back_what_is_beyond, without_pool),
 		cmocka_unit_test_setup(last_reference_frees, without_pool),

@@ -88,7 +88,7 @@ static struct buf *content_of(size_t len, uint8_t byte)
 	assert_int_equal(buf_new(len, &b), 0);
 	memset(buf_tail(b), byte, len);
 	buf_advance(b, len);
-	buf_seal(b, 0);
+	buf_seal(b);
 	return b;
 }
 

@@ -253,7 +253,9 @@ static int close_folder(void **state)
 
 static int write_text(const struct folder *f, const char *text)
 {
-	return disk_write_file(f->fd, "tmp", "file", (const uint8_t *)text, strlen(text));
+	const struct iovec part = { .iov_base = (void *)text, .iov_len = strlen(text) };
+
+	return disk_write_file(f->fd, "tmp", "file", &part, 1);
 }
 
 static void assert_text(const struct folder *f, const char *name, const char *text)
@@ -327,17 +329,66 @@ static void a_write_that_fails_leaves_the_old_file_and_no_other(void **state)
 	assert_text(f, "file", "new");
 }
 
+static void assert_bytes(const struct folder *f, const uint8_t *head, size_t n_head,
+			 const uint8_t *body, size_t n_body)
+{
+	_cleanup_close_ int fd = openat(f->fd, "file", O_RDONLY | O_CLOEXEC);
+	static uint8_t got[MIB];
+
+	assert_true(fd >= 0);
+	assert_int_equal(read(fd, got, sizeof(got)), n_head + n_body);
+	assert_memory_equal(got, head, n_head);
+	assert_memory_equal(got + n_head, body, n_body);
+}
+
+/* Whole pages go past the page cache, the rest does not: no length, no place in memory and no place
+ * in the file may make a difference. */
+static void direct_or_not_the_bytes_are_the_same(void **state)
+{
+	static const size_t lengths[] = {
+		0,
+		1,
+		4095,
+		4096,
+		4097,
+		65535,
+		64 * KIB,
+		64 * KIB + 1,
+		68 * KIB - 1,
+		68 * KIB,
+		300 * KIB + 77,
+	};
+	static const size_t heads[] = { 0, 16, 4096 };
+	static _Alignas(4096) uint8_t memory[512 * KIB];
+	struct folder *f = *state;
+
+	for (size_t i = 0; i < sizeof(memory); i++)
+		memory[i] = (uint8_t)(i * 2654435761U >> 13);
+	for (size_t h = 0; h < ARRAY_SIZE(heads); h++)
+		for (size_t off = 0; off <= 16; off += 16)
+			for (size_t i = 0; i < ARRAY_SIZE(lengths); i++) {
+				uint8_t *body = memory + 8192 + off;
+				struct iovec parts[] = { { memory, heads[h] },
+							 { body, lengths[i] } };
+
+				assert_int_equal(disk_write_file(f->fd, "tmp", "file", parts, 2),
+						 0);
+				assert_bytes(f, memory, heads[h], body, lengths[i]);
+			}
+}
+
 static void a_full_disk_leaves_the_old_file_and_no_other(void **state)
 {
 	struct folder *f = *state, on = { .fd = -1 };
 	static const uint8_t large[256 * 1024];
+	const struct iovec part = { .iov_base = (void *)large, .iov_len = sizeof(large) };
 
 	if (mount("none", f->path, "tmpfs", 0, "size=64k") < 0)
 		skip(); /* needs root */
 	on.fd = open(f->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	assert_true(on.fd >= 0);
 	assert_int_equal(write_text(&on, "old"), 0);
-	assert_int_equal(disk_write_file(on.fd, "tmp", "file", large, sizeof(large)), -ENOSPC);
+	assert_int_equal(disk_write_file(on.fd, "tmp", "file", &part, 1), -ENOSPC);
 	assert_text(&on, "file", "old");
 	assert_int_equal(faccessat(on.fd, "tmp", F_OK, 0), -1);
 	assert_int_equal(mount("none", f->path, "tmpfs", MS_REMOUNT | MS_RDONLY, NULL), 0);
@@ -363,6 +414,7 @@ int main(void)
 		FILE_TEST(what_a_crash_left_is_in_nobodys_way),
 		FILE_TEST(links_are_replaced_and_not_followed),
 		FILE_TEST(a_write_that_fails_leaves_the_old_file_and_no_other),
+		FILE_TEST(direct_or_not_the_bytes_are_the_same),
 		FILE_TEST(a_full_disk_leaves_the_old_file_and_no_other),
 	};
 

@@ -434,7 +434,7 @@ static struct buf *payload_of(size_t len)
 	for (size_t i = 0; i < len; i++)
 		buf_tail(b)[i] = (uint8_t)(i * 7 + i / 251);
 	buf_advance(b, len);
-	buf_seal(b, 0);
+	buf_seal(b);
 	return b;
 }
 

@@ -197,7 +197,7 @@ static struct buf *content_sized(char what, size_t size)
 	assert_int_equal(buf_new(size, &b), 0);
 	memset(buf_tail(b), what, size);
 	buf_advance(b, size);
-	buf_seal(b, 0);
+	buf_seal(b);
 	return b;
 }
 

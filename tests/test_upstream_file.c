@@ -99,7 +99,7 @@ static struct buf *content(const char *text)
 	assert_int_equal(buf_new(strlen(text) + 1, &b), 0);
 	memcpy(buf_tail(b), text, strlen(text));
 	buf_advance(b, strlen(text));
-	buf_seal(b, 0);
+	buf_seal(b);
 	return b;
 }
 

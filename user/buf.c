@@ -22,8 +22,6 @@
 #include <stdatomic.h>
 #include <sys/mman.h>
 
-#include "vsr_frame.h"
-
 #define PAGE 4096
 /* Smaller pieces are not worth the bookkeeping: their pages are fetched anew. */
 #define PIECE_MIN (64 * KIB)
@@ -34,8 +32,8 @@ struct buf {
 	uint8_t *map;
 	size_t mapped; /* bytes of address space */
 	size_t warm;   /* bytes from the start that are recycled, whole pages; 0 once sealed */
-	size_t start;  /* of the content */
 	size_t end;    /* of the bytes so far */
+	size_t filled; /* the most that end ever was: memory that a header took is not idle again */
 	size_t max;
 };
 
@@ -65,7 +63,7 @@ static size_t pages(size_t n)
 
 size_t buf_cost_of(size_t length)
 {
-	return MAX(pages(length + VSR_HEADER_SIZE), (size_t)PAGE);
+	return MAX(pages(length), (size_t)PAGE);
 }
 
 static void unmap(uint8_t *map, size_t size)
@@ -241,7 +239,7 @@ struct buf *buf_ref(struct buf *b)
 /* Warm bytes that are not filled. */
 static size_t idle_bytes(const struct buf *b)
 {
-	size_t filled = pages(b->end);
+	size_t filled = pages(b->filled);
 
 	return b->warm > filled ? b->warm - filled : 0;
 }
@@ -249,7 +247,7 @@ static size_t idle_bytes(const struct buf *b)
 /* Keeps the first `keep` bytes: recycles what has memory beyond, unmaps the rest. */
 static void cut(struct buf *b, size_t keep)
 {
-	size_t warm = MAX(b->warm, pages(b->end));
+	size_t warm = MAX(b->warm, pages(b->filled));
 
 	atomic_fetch_sub(&pool.idle, idle_bytes(b));
 	if (warm > keep)
@@ -289,24 +287,29 @@ void buf_advance(struct buf *b, size_t n)
 	size_t before = idle_bytes(b);
 
 	b->end += n;
+	b->filled = MAX(b->filled, b->end);
 	atomic_fetch_sub(&pool.idle, before - idle_bytes(b));
 }
 
-void buf_seal(struct buf *b, size_t skip)
+void buf_restart(struct buf *b)
 {
-	b->start = MIN(skip, b->end);
+	b->end = 0;
+}
+
+void buf_seal(struct buf *b)
+{
 	b->max = b->end;
 	cut(b, MAX(pages(b->end), (size_t)PAGE));
 }
 
 const uint8_t *buf_data(const struct buf *b)
 {
-	return b->map + b->start;
+	return b->map;
 }
 
 size_t buf_len(const struct buf *b)
 {
-	return b->end - b->start;
+	return b->end;
 }
 
 size_t buf_cost(const struct buf *b)

@@ -32,17 +32,19 @@ size_t buf_room(const struct buf *b);
 /* n bytes were written at the tail. */
 void buf_advance(struct buf *b, size_t n);
 
-/* The bytes end here, and the first skip of them (a header) are not part of the content: gives
- * back what is beyond them, and makes the buffer immutable. */
-void buf_seal(struct buf *b, size_t skip);
+/* Forgets the bytes so far (a header that was read): the next one is the content's first, at the
+ * start of a page again, as direct writes to a disk need it. */
+void buf_restart(struct buf *b);
+/* The bytes end here: gives back what is beyond them, and makes the buffer immutable. */
+void buf_seal(struct buf *b);
 
-/* The content, before buf_seal() all bytes so far: valid, and in the same place, as long as the
- * reference is held. */
+/* The content, before buf_seal() all bytes so far: valid, and in the same place, the start of a
+ * page, as long as the reference is held. */
 const uint8_t *buf_data(const struct buf *b);
 size_t buf_len(const struct buf *b);
 /* Bytes of memory that the buffer costs now: whole pages, its own bookkeeping left out. */
 size_t buf_cost(const struct buf *b);
-/* What a sealed buffer with this much content, and a header before it, costs at most. */
+/* What a sealed buffer with this much content costs. */
 size_t buf_cost_of(size_t length);
 
 /* Memory that waits to be filled, in bytes: free for recycling, or recycled into a buffer that

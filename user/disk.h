@@ -8,6 +8,8 @@
 #ifndef VSR_DISK_H
 #define VSR_DISK_H
 
+#include <sys/uio.h>
+
 #include "util.h"
 
 struct disk;
@@ -47,9 +49,13 @@ unsigned disk_pending(struct disk *d);
 uint64_t disk_busy_for(struct disk *d);
 #define DISK_DEADLINE (10 * USEC_PER_SEC)
 
-/* Writes data as name beneath dir_fd so that it is there whole or not at all, also after a power
- * loss: a temporary name (tmp), fsync, rename, fsync of the directory. Nothing is followed that is
- * a link. Blocks: for jobs. Returns 0 or -errno; on error the temporary file is removed. */
-int disk_write_file(int dir_fd, const char *tmp, const char *name, const uint8_t *data, size_t len);
+/* Writes the parts, one behind the other, as name beneath dir_fd so that the file is there whole or
+ * not at all, also after a power loss: a temporary name (tmp), fsync, rename, fsync of the
+ * directory. Nothing is followed that is a link. Whole pages of memory that fall on whole pages of
+ * the file go to the disk as they are, past the page cache, where the file system knows how
+ * (O_DIRECT): a buffer's content costs half as much then (docs/design.md). Blocks: for jobs.
+ * Returns 0 or -errno; on error the temporary file is removed. */
+int disk_write_file(int dir_fd, const char *tmp, const char *name, const struct iovec *parts,
+		    unsigned n_parts);
 
 #endif

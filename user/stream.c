@@ -106,13 +106,26 @@ static int need_buffer(struct stream *s)
 /* Hashes what was read and not hashed yet, as soon as it is known where the payload begins. */
 static void hash_read(struct stream *s)
 {
-	uint64_t from = MAX(s->hashed, stream_framed(s) ? (uint64_t)VSR_HEADER_SIZE : 0);
+	uint64_t header = stream_framed(s) ? VSR_HEADER_SIZE : 0;
+	uint64_t from = MAX(s->hashed, header);
 
 	if (s->seen.mode == VSR_MODE_UNKNOWN || s->read <= from)
 		return;
-	digest_update(&s->digest, buf_data(s->buf) + from, s->read - from);
-	XXH64_update(s->xxh64, buf_data(s->buf) + from, s->read - from);
+	digest_update(&s->digest, buf_data(s->buf) + from - header, s->read - from);
+	XXH64_update(s->xxh64, buf_data(s->buf) + from - header, s->read - from);
 	s->hashed = s->read;
+}
+
+/* What may be a header is read by itself, and then makes room: the payload begins a page. */
+static size_t header_apart(struct stream *s, size_t n)
+{
+	if (s->seen.mode == VSR_MODE_RAW || s->read > VSR_HEADER_SIZE)
+		return n;
+	if (s->read == VSR_HEADER_SIZE) {
+		buf_restart(s->buf);
+		return n;
+	}
+	return MIN(n, VSR_HEADER_SIZE - s->read);
 }
 
 /* Reads up to n bytes to the buffer's tail. Returns bytes, 0 at the end of the stream, -errno. */
@@ -124,6 +137,7 @@ static ssize_t receive(struct stream *s, size_t n)
 	r = need_buffer(s);
 	if (r < 0)
 		return r;
+	n = header_apart(s, n);
 	n = MIN(n, buf_room(s->buf));
 	n = MIN(n, READ_CHUNK);
 	if (s->attached)
@@ -470,7 +484,9 @@ int stream_take(struct stream *s, enum reason *ret_reason)
 		*ret_reason = REASON_INTERNAL;
 		return -EPROTO;
 	}
-	buf_seal(s->buf, stream_framed(s) ? VSR_HEADER_SIZE : 0);
+	if (stream_framed(s) && s->read == VSR_HEADER_SIZE)
+		buf_restart(s->buf); /* an empty payload */
+	buf_seal(s->buf);
 	s->sealed = true;
 	return 0;
 }

@@ -23,12 +23,15 @@ static void write_report(struct disk_job *job)
 {
 	struct file_send *f = container_of(job, struct file_send, job);
 	const struct upstream_send *s = f->send;
+	const struct iovec content = {
+		.iov_base = (void *)buf_data(s->payload),
+		.iov_len = buf_len(s->payload),
+	};
 	char name[32], tmp[40];
 
 	snprintf(name, sizeof(name), "%u-%u.pb", s->vm.ns, s->vm.cid);
 	snprintf(tmp, sizeof(tmp), ".%s.tmp", name);
-	f->result =
-		disk_write_file(f->dir_fd, tmp, name, buf_data(s->payload), buf_len(s->payload));
+	f->result = disk_write_file(f->dir_fd, tmp, name, &content, 1);
 }
 
 /* A full disk fails every report: one line when it begins, one when it ends. */

@@ -136,7 +136,7 @@ static void recycled(int fd)
 		buf_advance(b, got);
 		n += got;
 	}
-	buf_seal(b, 0);
+	buf_seal(b);
 }
 
 static pid_t start_sender(int fd, size_t reports)

@@ -160,7 +160,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		CHECK(buf_new(PAYLOAD, &payload) == 0);
 		memset(buf_tail(payload), 'x', PAYLOAD);
 		buf_advance(payload, PAYLOAD);
-		buf_seal(payload, 0);
+		buf_seal(payload);
 	}
 	f.payload = payload;
 	CHECK(grpc_new(&settings, f.now, &f.g) == 0);
