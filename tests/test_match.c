@@ -37,7 +37,7 @@ static struct buf *content_of(size_t n, uint8_t byte)
 	assert_int_equal(buf_new(n, &b), 0);
 	memset(buf_tail(b), byte, n);
 	buf_advance(b, n);
-	buf_seal(b, 0);
+	buf_seal(b);
 	return b;
 }
 
