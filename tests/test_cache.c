@@ -52,11 +52,16 @@ static struct seen {
 	uint64_t generation, residency, lifetime;
 } seen[20000];
 static size_t n_seen;
+static size_t unkept[CACHE_END_MAX]; /* kept contents that went */
 
 static void observe(const struct cache_removal *r, void *userdata)
 {
 	assert_ptr_equal(userdata, seen);
 	assert_non_null(r->content);
+	if (r->hold == CACHE_HOLD_KEPT) {
+		unkept[r->why]++;
+		return;
+	}
 	assert_true(n_seen < ARRAY_SIZE(seen));
 	seen[n_seen++] = (struct seen){ .cid = r->id.cid,
 					.why = r->why,
@@ -72,6 +77,7 @@ static struct cache *cache_with(size_t slots, uint64_t bytes, uint64_t ttl)
 	const struct cache_limits limits = { .slots = slots, .bytes = bytes, .ttl = ttl };
 
 	n_seen = 0;
+	memset(unkept, 0, sizeof(unkept));
 	assert_int_equal(cache_new(&limits, observe, seen, &c), 0);
 	return c;
 }
@@ -767,6 +773,215 @@ static void asking_beforehand_changes_nothing(void **state)
 	assert_int_equal(n_seen, 0);
 }
 
+/* ---- content kept after its ACK ----------------------------------------------------------------- */
+
+static struct cache *keeping(size_t slots, uint64_t bytes)
+{
+	const struct cache_limits limits = {
+		.slots = slots, .bytes = bytes, .ttl = 4 * HOUR, .keep = 24 * HOUR
+	};
+	struct cache *c = cache_with(slots, bytes, limits.ttl);
+
+	cache_set_limits(c, &limits, 0);
+	return c;
+}
+
+static void ack(struct cache *c, uint32_t cid, uint64_t now)
+{
+	assert_int_equal(cache_remove(c, vm(cid), 1, CACHE_END_ACKED, now), 0);
+}
+
+static size_t kept(const struct cache *c)
+{
+	struct cache_stats s;
+
+	cache_get_stats(c, &s);
+	return s.kept;
+}
+
+static bool keeps(const struct cache *c, uint32_t cid)
+{
+	const struct cache_entry *e = cache_known(c, vm(cid));
+
+	return e && e->hold == CACHE_HOLD_KEPT;
+}
+
+static void acked_content_is_kept_outside_the_slots_and_the_references_figures(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = keeping(1, MIB);
+	struct cache_stats s;
+
+	(void)state;
+	put_byte(c, 3, 1, 10 * SEC);
+	assert_false(keeps(c, 3));
+	ack(c, 3, 15 * SEC);
+	assert_int_equal(n_seen, 1); /* it has left, as in the reference */
+	assert_int_equal(seen[0].why, CACHE_END_ACKED);
+	assert_int_equal(seen[0].residency, 5 * SEC);
+	assert_true(keeps(c, 3));
+	assert_false(holds(c, 3));
+	assert_null(cache_next(c, NULL));
+	assert_null(cache_lookup(c, vm(3)));
+	cache_get_stats(c, &s);
+	assert_int_equal(s.slots_used, 0);
+	assert_int_equal(s.misses, 1);
+	assert_int_equal(s.kept, 1);
+	assert_int_equal(s.kept_bytes, PAGE);
+	assert_int_equal(s.bytes, PAGE);
+	/* The only slot is free. */
+	assert_int_equal(put_byte(c, 4, 1, 20 * SEC), CACHE_ADDED);
+	assert_int_equal(n_seen, 1);
+	assert_true(keeps(c, 3));
+}
+
+static void only_an_ack_keeps(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = keeping(1, MIB);
+
+	(void)state;
+	put_byte(c, 3, 1, 0);
+	assert_int_equal(cache_remove(c, vm(3), 1, CACHE_END_DROPPED, 1), 0);
+	put_byte(c, 4, 1, 2);
+	put_byte(c, 5, 1, 3); /* pushes out 4 */
+	cache_sweep(c, 10, 5 * HOUR);
+	assert_int_equal(used(c), 0);
+	assert_int_equal(kept(c), 0);
+	assert_null(cache_known(c, vm(3)));
+	assert_int_equal(bytes(c), 0);
+}
+
+static void kept_content_leaves_before_any_entry(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = keeping(10, 3 * PAGE);
+
+	(void)state;
+	put(c, vm(3), 10, 1, 1, NONE, 1); /* nobody would lose it, and it is the oldest */
+	put_byte(c, 4, 1, 2);
+	put_byte(c, 5, 1, 3);
+	ack(c, 5, 4);
+	ack(c, 4, 5);
+	assert_int_equal(kept(c), 2);
+	/* The one that was not used for longest goes first. */
+	assert_int_equal(put(c, vm(6), 10, 1, 1, ANSWERED, 6), CACHE_ADDED);
+	assert_true(keeps(c, 4));
+	assert_null(cache_known(c, vm(5)));
+	assert_int_equal(unkept[CACHE_END_BYTES], 1);
+	assert_true(holds(c, 3));
+	/* All of it for content that needs the room, and still no entry. */
+	assert_int_equal(put(c, vm(7), 10, 1, 1, ANSWERED, 7), CACHE_ADDED);
+	assert_int_equal(kept(c), 0);
+	assert_int_equal(used(c), 3);
+	assert_int_equal(n_seen, 2); /* the two ACKs */
+}
+
+static void kept_content_never_keeps_a_report_out(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = keeping(10, 4 * PAGE);
+
+	(void)state;
+	for (uint32_t cid = 3; cid < 7; cid++) {
+		put_byte(c, cid, 1, cid);
+		ack(c, cid, cid);
+	}
+	assert_int_equal(kept(c), 4);
+	assert_int_equal(cache_admits(c, vm(9), 4 * PAGE - 16, ANSWERED, 10), 0);
+	assert_int_equal(put(c, vm(9), 4 * PAGE - 16, 1, 1, ANSWERED, 10), CACHE_ADDED);
+	assert_int_equal(kept(c), 0);
+	assert_int_equal(cache_admits(c, vm(10), 10, ANSWERED, 10), -ENOSPC);
+}
+
+static void kept_content_becomes_an_entry_again_where_it_lies(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = keeping(1, MIB);
+	const struct cache_entry *e;
+	const struct buf *content;
+
+	(void)state;
+	put_byte(c, 3, 1, 10);
+	content = cache_peek(c, vm(3))->content;
+	ack(c, 3, 20);
+	assert_int_equal(put(c, vm(3), 10, 1, 2, RAW, 30), CACHE_ADDED);
+	e = cache_peek(c, vm(3));
+	assert_ptr_equal(e->content, content); /* the same bytes, the same place */
+	assert_int_equal(e->generation, 2);
+	assert_int_equal(e->first_seen, 30); /* a new entry for the reference */
+	assert_int_equal(e->updated, 30);
+	assert_int_equal(kept(c), 0);
+	assert_int_equal(used(c), 1);
+	assert_int_equal(bytes(c), PAGE);
+}
+
+static void newer_content_replaces_what_is_kept(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = keeping(10, 2 * PAGE);
+
+	(void)state;
+	put_byte(c, 3, 1, 10);
+	ack(c, 3, 20);
+	put_byte(c, 4, 1, 21);
+	ack(c, 4, 22);
+	/* Its own goes, nobody else's. */
+	assert_int_equal(put_byte(c, 3, 2, 30), CACHE_ADDED);
+	assert_int_equal(buf_data(cache_peek(c, vm(3))->content)[0], 2);
+	assert_true(keeps(c, 4));
+	assert_int_equal(bytes(c), 2 * PAGE);
+	/* Refused content leaves it in peace. */
+	ack(c, 3, 31);
+	assert_int_equal(put(c, vm(3), 3 * PAGE, 1, 3, RAW, 40), -ENOSPC);
+	assert_true(keeps(c, 3));
+}
+
+static void kept_content_goes_when_its_vm_was_silent_for_24_h(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = keeping(10, MIB);
+
+	(void)state;
+	put_byte(c, 3, 1, 0);
+	put_byte(c, 4, 1, 0);
+	ack(c, 3, 1);
+	ack(c, 4, 2);
+	cache_used(c, vm(3), 10 * HOUR); /* it has reported the same */
+	cache_used(c, vm(99), 10 * HOUR);
+	assert_int_equal(cache_sweep(c, 10, 24 * HOUR + 1), 0);
+	assert_int_equal(cache_sweep(c, 10, 24 * HOUR + 2), 1);
+	assert_true(keeps(c, 3));
+	assert_null(cache_known(c, vm(4)));
+	assert_int_equal(cache_sweep(c, 10, 34 * HOUR - 1), 0);
+	assert_int_equal(cache_sweep(c, 10, 34 * HOUR), 1);
+	assert_int_equal(unkept[CACHE_END_TTL], 2);
+	assert_int_equal(bytes(c), 0);
+}
+
+static void what_is_kept_goes_when_it_is_not_wanted_any_more(void **state)
+{
+	const struct cache_limits off = { .slots = 10, .bytes = MIB, .ttl = HOUR },
+				  none = { .slots = 0, .bytes = MIB, .ttl = HOUR, .keep = HOUR };
+	const struct cache_limits *const after[] = { &off, &none };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(after); i++) {
+		_cleanup_(cache_freep)
+		struct cache *c = keeping(10, MIB);
+
+		put_byte(c, 3, 1, 1);
+		put_byte(c, 4, 1, 1);
+		ack(c, 3, 2);
+		cache_set_limits(c, after[i], 3);
+		assert_int_equal(kept(c), 0);
+		assert_int_equal(unkept[CACHE_END_DROPPED], 1);
+		assert_int_equal(cache_remove(c, vm(4), 1, CACHE_END_ACKED, 4),
+				 i == 0 ? 0 : -ENOENT);
+		assert_int_equal(bytes(c), 0);
+	}
+}
+
 /* ---- memory runs out ----------------------------------------------------------------------------- */
 
 /* valgrind puts its own calloc in the place of ours. */
@@ -931,8 +1146,14 @@ static void compare(const struct cache *c, const struct model *m)
 {
 	const struct cache_entry *e = NULL;
 
+	struct cache_stats stats;
+
+	cache_get_stats(c, &stats);
 	assert_int_equal(used(c), m->n);
-	assert_int_equal(bytes(c), model_bytes(m));
+	assert_int_equal(stats.bytes - stats.kept_bytes, model_bytes(m));
+	assert_int_equal(stats.kept == 0, stats.kept_bytes == 0);
+	if (stats.kept > 0)
+		assert_true(stats.bytes <= m->limits.bytes);
 	assert_int_equal(n_seen, m->removed);
 	for (size_t i = 0; i < m->n; i++) {
 		e = cache_next(c, e);
@@ -953,7 +1174,7 @@ static void step(struct cache *c, struct model *m, unsigned int *seed, uint64_t 
 	uint32_t cid = 3 + (uint32_t)rand_r(seed) % 20;
 	size_t len = (size_t)rand_r(seed) % (4 * PAGE) + 1;
 	uint8_t byte = (uint8_t)(rand_r(seed) % 3);
-	enum cache_hold hold = (enum cache_hold)(rand_r(seed) % CACHE_HOLD_MAX);
+	enum cache_hold hold = (enum cache_hold)(rand_r(seed) % CACHE_HOLD_KEPT);
 	uint64_t generation = (uint64_t)rand_r(seed) % 3;
 	int admitted, r;
 	size_t i = 0;
@@ -991,6 +1212,7 @@ static void step(struct cache *c, struct model *m, unsigned int *seed, uint64_t 
 	}
 }
 
+/* Every other life keeps contents after their ACK: the entries must not notice. */
 static void random_lives_equal_those_of_a_plain_model(void **state)
 {
 	unsigned int seed = (unsigned int)getpid();
@@ -1000,10 +1222,13 @@ static void random_lives_equal_those_of_a_plain_model(void **state)
 	for (int run = 0; run < 40; run++) {
 		struct model m = { .limits = { .slots = 1 + (size_t)rand_r(&seed) % 20,
 					       .bytes = (10 + (uint64_t)rand_r(&seed) % 30) * PAGE,
-					       .ttl = 50 } };
+					       .ttl = 50,
+					       .keep = run % 2 ? 100 : 0 } };
 		_cleanup_(cache_freep)
 		struct cache *c = cache_with(m.limits.slots, m.limits.bytes, m.limits.ttl);
 		uint64_t now = 0;
+
+		cache_set_limits(c, &m.limits, now);
 
 		for (int i = 0; i < 300; i++) {
 			now += (uint64_t)rand_r(&seed) % 4;
@@ -1109,6 +1334,15 @@ int main(void)
 		cmocka_unit_test(hold_of_another_generation_is_left_alone),
 		cmocka_unit_test(age_ends_custody_of_answered_content_too),
 		cmocka_unit_test(asking_beforehand_changes_nothing),
+		cmocka_unit_test(
+			acked_content_is_kept_outside_the_slots_and_the_references_figures),
+		cmocka_unit_test(only_an_ack_keeps),
+		cmocka_unit_test(kept_content_leaves_before_any_entry),
+		cmocka_unit_test(kept_content_never_keeps_a_report_out),
+		cmocka_unit_test(kept_content_becomes_an_entry_again_where_it_lies),
+		cmocka_unit_test(newer_content_replaces_what_is_kept),
+		cmocka_unit_test(kept_content_goes_when_its_vm_was_silent_for_24_h),
+		cmocka_unit_test(what_is_kept_goes_when_it_is_not_wanted_any_more),
 		cmocka_unit_test(new_cache_survives_every_failing_allocation),
 		cmocka_unit_test(insert_survives_every_failing_allocation),
 		cmocka_unit_test(random_lives_equal_those_of_a_plain_model),

@@ -727,6 +727,87 @@ static void dedup_bytes_decides_nothing_by_digest_alone(void **state _unused_)
 	world_close(&w);
 }
 
+static void what_was_acked_and_kept_is_there_to_compare(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.dedup_bytes = true;
+	s.cache.keep = 24 * HOUR;
+	world_open(&w, s, unlimited);
+	deliver(&w, 7, 'a');
+	assert_int_equal(figures(&w).cache.kept, 1);
+	assert_int_equal(figures(&w).cache.slots_used, 0);
+	assert_int_equal(metric_get(METRIC_CACHE_REMOVALS, METRIC_REMOVED_ACKED), 1);
+	assert_int_equal(submit(&w, 7, 'a'), RELAY_SUPPRESSED);
+	/* Another content under the same digest is not taken for it. */
+	w.fake_digest = digest_bytes(SEED, "a", 1);
+	deliver(&w, 7, 'a');
+	assert_int_equal(submit(&w, 7, 'b'), RELAY_ACCEPTED);
+	world_close(&w);
+}
+
+static void kept_content_is_forwarded_again_where_unchanged_says_so(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.suppress_unchanged = false;
+	s.cache.keep = 24 * HOUR;
+	world_open(&w, s, unlimited);
+	deliver(&w, 7, 'a');
+	assert_int_equal(known(&w, 7, 'a'), RELAY_NEW);
+	assert_int_equal(submit(&w, 7, 'a'), RELAY_ACCEPTED);
+	assert_int_equal(figures(&w).cache.kept, 0);
+	assert_int_equal(figures(&w).cache.slots_used, 1);
+	assert_int_equal(vm_of(&w, 7)->generation, 2);
+	assert_int_equal(w.up.n_sends, 1);
+	end(&w, SEND_ACKED);
+	assert_int_equal(figures(&w).cache.kept, 1);
+	world_close(&w);
+}
+
+/* A repeat is a use: a VM that reports on keeps its content for as long as it does. */
+static void kept_content_goes_24_h_after_its_vm_was_heard_last(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.cache.keep = 24 * HOUR;
+	s.cache.ttl = 4 * HOUR; /* a sweep every 2 h */
+	s.refresh_interval = 0;
+	world_open(&w, s, unlimited);
+	deliver(&w, 7, 'a');
+	for (unsigned i = 0; i < 10; i++) {
+		run_at(&w, w.now + 4 * HOUR);
+		assert_int_equal(i % 2 ? known(&w, 7, 'a') : offer(&w, 7, 'a'), RELAY_SUPPRESSED);
+	}
+	run_at(&w, w.now + 22 * HOUR);
+	assert_int_equal(figures(&w).cache.kept, 1);
+	for (unsigned i = 0; i < 3; i++)
+		run_at(&w, w.now + 2 * HOUR);
+	assert_int_equal(figures(&w).cache.kept, 0);
+	assert_int_equal(metric_get(METRIC_CACHE_KEPT_REMOVALS, METRIC_UNKEPT_SILENT), 1);
+	world_close(&w);
+}
+
+static void a_reload_that_keeps_nothing_frees_what_was_kept(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.cache.keep = 24 * HOUR;
+	world_open(&w, s, unlimited);
+	deliver(&w, 7, 'a');
+	s.cache.keep = 0;
+	assert_int_equal(relay_set(w.r, &s, w.now), 0);
+	assert_int_equal(figures(&w).cache.bytes, 0);
+	assert_int_equal(metric_get(METRIC_CACHE_KEPT_REMOVALS, METRIC_UNKEPT_OFF), 1);
+	/* The digest of record stays. */
+	assert_int_equal(submit(&w, 7, 'a'), RELAY_SUPPRESSED);
+	world_close(&w);
+}
+
 /* ---- rate limit ----------------------------------------------------------------------------------- */
 
 static void a_limited_report_waits_for_the_token_and_is_counted_once(void **state _unused_)
@@ -1556,6 +1637,7 @@ static void live(uint64_t seed)
 	rng = seed;
 	for (size_t i = 0; i < ARRAY_SIZE(l->contents); i++)
 		l->contents[i] = content_sized((char)('a' + i), 1 + rnd(9000));
+	s.cache.keep = rnd(2) ? 24 * HOUR : 0;
 	world_open(w, s, rnd(2) ? one_a_minute : unlimited);
 	while (w->now < T0 + HOUR) {
 		life_step(l);
@@ -1616,6 +1698,10 @@ int main(void)
 		cmocka_unit_test(the_record_is_of_the_last_content_alone),
 		cmocka_unit_test(equal_digest_of_other_bytes_is_new_content_if_cached),
 		cmocka_unit_test(dedup_bytes_decides_nothing_by_digest_alone),
+		cmocka_unit_test(what_was_acked_and_kept_is_there_to_compare),
+		cmocka_unit_test(kept_content_is_forwarded_again_where_unchanged_says_so),
+		cmocka_unit_test(kept_content_goes_24_h_after_its_vm_was_heard_last),
+		cmocka_unit_test(a_reload_that_keeps_nothing_frees_what_was_kept),
 		cmocka_unit_test(a_limited_report_waits_for_the_token_and_is_counted_once),
 		cmocka_unit_test(a_content_is_counted_as_limited_once_however_often_it_is),
 		cmocka_unit_test(limited_without_an_ack_for_4_h_is_stale_ack),

@@ -11,10 +11,11 @@ struct cache {
 	void *userdata;
 
 	struct vmmap by_id;
-	struct list order;
-	/* Those that may be pushed out, by what they hold, oldest change on top: the oldest that
+	struct list order; /* entries */
+	struct list kept;
+	/* Entries that may be pushed out, by what they hold, oldest change on top: the oldest that
 	 * may go is found without walking past entries that may not. */
-	struct heap oldest[CACHE_HOLD_MAX];
+	struct heap oldest[CACHE_HOLD_KEPT];
 	size_t count[CACHE_HOLD_MAX];
 	uint64_t bytes[CACHE_HOLD_MAX];
 	uint64_t changes;
@@ -49,6 +50,7 @@ int cache_new(const struct cache_limits *limits, cache_observer_t observer, void
 	c->observer = observer;
 	c->userdata = userdata;
 	list_init(&c->order);
+	list_init(&c->kept);
 	*ret = c;
 	return 0;
 }
@@ -67,7 +69,9 @@ struct cache *cache_free(struct cache *c)
 		return NULL;
 	list_for_each_safe(node, &c->order)
 		entry_free(container_of(node, struct cache_entry, order));
-	for (size_t i = 0; i < CACHE_HOLD_MAX; i++)
+	list_for_each_safe(node, &c->kept)
+		entry_free(container_of(node, struct cache_entry, order));
+	for (size_t i = 0; i < ARRAY_SIZE(c->oldest); i++)
 		free(c->oldest[i].nodes);
 	vmmap_done(&c->by_id);
 	free(c);
@@ -79,9 +83,26 @@ static struct cache_entry *find(const struct cache *c, struct vsr_vm_id id)
 	return vmmap_entry(vmmap_find(&c->by_id, id), struct cache_entry, by_id);
 }
 
+/* The VM's entry: what is kept is none. */
+static struct cache_entry *find_entry(const struct cache *c, struct vsr_vm_id id)
+{
+	struct cache_entry *e = find(c, id);
+
+	return e && e->hold != CACHE_HOLD_KEPT ? e : NULL;
+}
+
 static uint64_t total_bytes(const struct cache *c)
 {
-	return c->bytes[CACHE_HOLD_NONE] + c->bytes[CACHE_HOLD_RAW] + c->bytes[CACHE_HOLD_ANSWERED];
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < CACHE_HOLD_MAX; i++)
+		bytes += c->bytes[i];
+	return bytes;
+}
+
+static size_t slots_used(const struct cache *c)
+{
+	return c->count[CACHE_HOLD_NONE] + c->count[CACHE_HOLD_RAW] + c->count[CACHE_HOLD_ANSWERED];
 }
 
 static bool expired(const struct cache *c, const struct cache_entry *e, uint64_t now)
@@ -89,25 +110,38 @@ static bool expired(const struct cache *c, const struct cache_entry *e, uint64_t
 	return now >= usec_add(e->updated, c->limits.ttl);
 }
 
-/* Entries with the same hold count together. All heaps have room for every entry, so this
+/* Contents with the same hold count together. All heaps have room for every entry, so this
  * cannot fail (see cache_insert()). */
 static void join_class(struct cache *c, struct cache_entry *e, enum cache_hold hold)
 {
 	e->hold = hold;
 	c->count[hold]++;
 	c->bytes[hold] += e->cost;
-	(void)heap_set(&c->oldest[hold], &e->oldest, e->change);
+	if (hold == CACHE_HOLD_KEPT)
+		list_add_last(&c->kept, &e->order);
+	else
+		(void)heap_set(&c->oldest[hold], &e->oldest, e->change);
 }
 
 static void leave_class(struct cache *c, struct cache_entry *e)
 {
 	c->count[e->hold]--;
 	c->bytes[e->hold] -= e->cost;
-	heap_remove(&c->oldest[e->hold], &e->oldest);
+	if (e->hold == CACHE_HOLD_KEPT)
+		list_del(&e->order);
+	else
+		heap_remove(&c->oldest[e->hold], &e->oldest);
+}
+
+static void keep(struct cache *c, struct cache_entry *e, uint64_t now)
+{
+	e->updated = now;
+	join_class(c, e, CACHE_HOLD_KEPT);
 }
 
 static void discard(struct cache *c, struct cache_entry *e, enum cache_end why, uint64_t now)
 {
+	bool keeps = why == CACHE_END_ACKED && c->limits.keep > 0 && c->limits.slots > 0;
 	struct cache_removal removal = {
 		.id = e->by_id.id,
 		.why = why,
@@ -120,10 +154,31 @@ static void discard(struct cache *c, struct cache_entry *e, enum cache_end why, 
 
 	leave_class(c, e);
 	list_del(&e->order);
-	vmmap_remove(&c->by_id, &e->by_id);
+	if (keeps)
+		keep(c, e, now);
+	else
+		vmmap_remove(&c->by_id, &e->by_id);
 	if (c->observer)
 		c->observer(&removal, c->userdata);
-	entry_free(e);
+	if (!keeps)
+		entry_free(e);
+}
+
+/* Kept contents, least recently used first, that were not used for `age`. */
+static size_t discard_kept(struct cache *c, uint64_t age, enum cache_end why, size_t max,
+			   uint64_t now)
+{
+	size_t n = 0;
+
+	while (n < max) {
+		struct cache_entry *e = list_first_entry(&c->kept, struct cache_entry, order);
+
+		if (!e || now < usec_add(e->updated, age))
+			break;
+		discard(c, e, why, now);
+		n++;
+	}
+	return n;
 }
 
 static size_t discard_expired(struct cache *c, size_t max, uint64_t now)
@@ -144,7 +199,8 @@ static size_t discard_expired(struct cache *c, size_t max, uint64_t now)
 /* Whether content with `hold` may push out another VM's entry with `other`. */
 static bool may_push_out(enum cache_hold hold, enum cache_hold other)
 {
-	return other == CACHE_HOLD_NONE || (other == CACHE_HOLD_RAW && hold == CACHE_HOLD_RAW);
+	return other == CACHE_HOLD_NONE || other == CACHE_HOLD_KEPT ||
+	       (other == CACHE_HOLD_RAW && hold == CACHE_HOLD_RAW);
 }
 
 /* The oldest entry that content with `hold` may push out, or NULL. */
@@ -152,7 +208,7 @@ static struct cache_entry *oldest_for(const struct cache *c, enum cache_hold hol
 {
 	struct cache_entry *oldest = NULL;
 
-	for (enum cache_hold other = 0; other < CACHE_HOLD_MAX; other++) {
+	for (enum cache_hold other = 0; other < ARRAY_SIZE(c->oldest); other++) {
 		struct cache_entry *e =
 			heap_entry(heap_top(&c->oldest[other]), struct cache_entry, oldest);
 
@@ -162,21 +218,24 @@ static struct cache_entry *oldest_for(const struct cache *c, enum cache_hold hol
 	return oldest;
 }
 
-/* Pushes out the oldest that may go until `slots` more entries and `bytes` more bytes fit, or
- * nothing more may go, or `max` went. Returns how many went. */
+/* Pushes out what is kept, and then the oldest entry that may go, until `slots` more entries and
+ * `bytes` more bytes fit, or nothing more may go, or `max` went. Returns how many went. */
 static size_t push_out(struct cache *c, enum cache_hold hold, size_t slots, uint64_t bytes,
 		       size_t max, uint64_t now)
 {
 	size_t n = 0;
 
 	while (n < max) {
-		bool too_many = c->by_id.n + slots > c->limits.slots;
+		bool too_many = slots_used(c) + slots > c->limits.slots;
 		bool too_large = total_bytes(c) + bytes > c->limits.bytes;
-		struct cache_entry *e;
+		struct cache_entry *e = NULL;
 
 		if (!too_many && !too_large)
 			break;
-		e = oldest_for(c, hold);
+		if (!too_many)
+			e = list_first_entry(&c->kept, struct cache_entry, order);
+		if (!e)
+			e = oldest_for(c, hold);
 		if (!e)
 			break;
 		discard(c, e, too_many ? CACHE_END_SLOTS : CACHE_END_BYTES, now);
@@ -188,6 +247,8 @@ static size_t push_out(struct cache *c, enum cache_hold hold, size_t slots, uint
 void cache_set_limits(struct cache *c, const struct cache_limits *limits, uint64_t now)
 {
 	c->limits = *limits;
+	if (limits->keep == 0 || limits->slots == 0)
+		discard_kept(c, 0, CACHE_END_DROPPED, SIZE_MAX, now);
 	push_out(c, CACHE_HOLD_NONE, 0, 0, SIZE_MAX, now);
 }
 
@@ -229,7 +290,7 @@ int cache_admits(const struct cache *c, struct vsr_vm_id id, size_t length, enum
 		 uint64_t now)
 {
 	struct fixed f = fixed_for(c, hold);
-	const struct cache_entry *own = find(c, id);
+	const struct cache_entry *own = find_entry(c, id);
 	size_t n = 0;
 
 	if (c->limits.slots == 0)
@@ -259,7 +320,7 @@ static bool same_content(const struct cache_entry *e, const struct buf *content,
 /* Room in every heap for n entries, so that join_class() cannot fail. */
 static int reserve(struct cache *c, size_t n)
 {
-	for (size_t i = 0; i < CACHE_HOLD_MAX; i++) {
+	for (size_t i = 0; i < ARRAY_SIZE(c->oldest); i++) {
 		int r = heap_reserve(&c->oldest[i], n);
 
 		if (r < 0)
@@ -272,7 +333,11 @@ static int reserve(struct cache *c, size_t n)
 static void fill(struct cache *c, struct cache_entry *e, struct buf *content, uint64_t digest,
 		 uint64_t generation, enum cache_hold hold, uint64_t now)
 {
-	e->content = buf_ref(content);
+	if (e->content != content) {
+		e->match = match_uncache(e->match);
+		buf_unref(e->content);
+		e->content = buf_ref(content);
+	}
 	e->cost = buf_cost(content);
 	e->digest = digest;
 	e->generation = generation;
@@ -294,30 +359,36 @@ static int replace(struct cache *c, struct cache_entry *own, struct buf *content
 	leave_class(c, own);
 	list_del(&own->order);
 	push_out(c, hold, 0, buf_cost(content), SIZE_MAX, now);
-	own->match = match_uncache(own->match);
-	buf_unref(own->content);
 	fill(c, own, content, digest, generation, hold, now);
 	return CACHE_CHANGED;
 }
 
-static int add(struct cache *c, struct vsr_vm_id id, struct buf *content, uint64_t digest,
-	       uint64_t generation, enum cache_hold hold, uint64_t now)
+/* An entry for a VM that has none: in the place of what is kept of it, or a new one. */
+static int add(struct cache *c, struct vsr_vm_id id, struct cache_entry *kept, struct buf *content,
+	       uint64_t digest, uint64_t generation, enum cache_hold hold, uint64_t now)
 {
 	struct fixed f = fixed_for(c, hold);
-	struct cache_entry *e;
+	struct cache_entry *e = kept;
 	int r;
 
 	if (!fits_beside(c, &f, false, buf_cost(content)))
 		return -ENOSPC;
-	r = reserve(c, c->by_id.n + 1);
-	if (r < 0)
-		return r;
-	e = calloc(1, sizeof(*e));
-	if (!e)
-		return -ENOMEM;
+	if (!kept) {
+		r = reserve(c, c->by_id.n + 1);
+		if (r < 0)
+			return r;
+		e = calloc(1, sizeof(*e));
+		if (!e)
+			return -ENOMEM;
+		vmmap_add(&c->by_id, &e->by_id, id);
+	} else {
+		leave_class(c, kept);
+		/* The same bytes stay where they are. */
+		if (same_content(kept, content, digest))
+			content = kept->content;
+	}
 	push_out(c, hold, 1, buf_cost(content), SIZE_MAX, now);
 	e->first_seen = now;
-	vmmap_add(&c->by_id, &e->by_id, id);
 	fill(c, e, content, digest, generation, hold, now);
 	return CACHE_ADDED;
 }
@@ -331,8 +402,8 @@ int cache_insert(struct cache *c, struct vsr_vm_id id, struct buf *content, uint
 		return -EOPNOTSUPP;
 	discard_expired(c, EXPIRED_PER_INSERT, now);
 	own = find(c, id);
-	if (!own)
-		return add(c, id, content, digest, generation, hold, now);
+	if (!own || own->hold == CACHE_HOLD_KEPT)
+		return add(c, id, own, content, digest, generation, hold, now);
 	if (!same_content(own, content, digest))
 		return replace(c, own, content, digest, generation, hold, now);
 	leave_class(c, own);
@@ -343,12 +414,27 @@ int cache_insert(struct cache *c, struct vsr_vm_id id, struct buf *content, uint
 
 const struct cache_entry *cache_peek(const struct cache *c, struct vsr_vm_id id)
 {
+	return find_entry(c, id);
+}
+
+const struct cache_entry *cache_known(const struct cache *c, struct vsr_vm_id id)
+{
 	return find(c, id);
+}
+
+void cache_used(struct cache *c, struct vsr_vm_id id, uint64_t now)
+{
+	struct cache_entry *e = find(c, id);
+
+	if (!e || e->hold != CACHE_HOLD_KEPT)
+		return;
+	leave_class(c, e);
+	keep(c, e, now);
 }
 
 const struct cache_entry *cache_lookup(struct cache *c, struct vsr_vm_id id)
 {
-	const struct cache_entry *e = find(c, id);
+	const struct cache_entry *e = find_entry(c, id);
 
 	if (e)
 		c->hits++;
@@ -360,7 +446,7 @@ const struct cache_entry *cache_lookup(struct cache *c, struct vsr_vm_id id)
 int cache_remove(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_end why,
 		 uint64_t now)
 {
-	struct cache_entry *e = find(c, id);
+	struct cache_entry *e = find_entry(c, id);
 
 	if (!e || e->generation != generation)
 		return -ENOENT;
@@ -370,7 +456,7 @@ int cache_remove(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum
 
 int cache_set_hold(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_hold hold)
 {
-	struct cache_entry *e = find(c, id);
+	struct cache_entry *e = find_entry(c, id);
 
 	if (!e || e->generation != generation)
 		return -ENOENT;
@@ -391,7 +477,8 @@ size_t cache_sweep(struct cache *c, size_t max, uint64_t now)
 {
 	size_t n = discard_expired(c, max, now);
 
-	return n + push_out(c, CACHE_HOLD_NONE, 0, 0, max - n, now);
+	n += push_out(c, CACHE_HOLD_NONE, 0, 0, max - n, now);
+	return n + discard_kept(c, c->limits.keep, CACHE_END_TTL, max - n, now);
 }
 
 const struct cache_entry *cache_next(const struct cache *c, const struct cache_entry *e)
@@ -404,10 +491,12 @@ const struct cache_entry *cache_next(const struct cache *c, const struct cache_e
 void cache_get_stats(const struct cache *c, struct cache_stats *ret)
 {
 	*ret = (struct cache_stats){
-		.slots_used = c->by_id.n,
+		.slots_used = slots_used(c),
 		.slots = c->limits.slots,
 		.bytes = total_bytes(c),
 		.hits = c->hits,
 		.misses = c->misses,
+		.kept = c->count[CACHE_HOLD_KEPT],
+		.kept_bytes = c->bytes[CACHE_HOLD_KEPT],
 	};
 }

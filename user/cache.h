@@ -7,6 +7,11 @@
  * Entries are ordered by the last change of their content. Looking one up neither reorders nor
  * checks its age: an expired payload is still resent until a sweep or an insert removes it.
  *
+ * What was ACKed may be kept after its entry is gone (limits.keep): to be compared with, and to be
+ * forwarded again without being read. Kept contents are no entries: they take no slot, lookups do
+ * not find them, the reference's figures do not count them, and they leave before any entry has
+ * to. They share the bytes.
+ *
  * The cache is memory; custody is the relay's. What the cache must know of custody is whether
  * somebody would lose it with the entry (enum cache_hold), because then another VM's content may
  * not push the entry out. With a state directory nothing durable hangs on an entry.
@@ -26,6 +31,7 @@ enum cache_hold {
 	CACHE_HOLD_NONE,     /* nothing: not in custody, or durable elsewhere */
 	CACHE_HOLD_RAW,	     /* custody; the content came raw, nobody was told */
 	CACHE_HOLD_ANSWERED, /* custody; a framed agent was answered 0 */
+	CACHE_HOLD_KEPT,     /* no entry: kept after its ACK */
 	CACHE_HOLD_MAX,
 };
 
@@ -45,12 +51,13 @@ struct cache_limits {
 	size_t slots;	/* entries; 0 disables the cache */
 	uint64_t bytes; /* sum of the entries' cost in memory (buf_cost()) */
 	uint64_t ttl;	/* age of content, in usec, from which on it is expired */
+	uint64_t keep;	/* how long ACKed content stays after its last use, usec; 0: not at all */
 };
 
 /* For reading; only the cache changes it. Valid until the next call that changes the cache. */
 struct cache_entry {
 	struct vmmap_node by_id; /* by_id.id: the VM */
-	struct list order;	 /* oldest to newest change of content */
+	struct list order;	 /* oldest to newest change of content; kept: to newest use */
 	struct heap_node oldest; /* among those with the same hold; key: sequence of changes */
 
 	struct buf *content;
@@ -59,23 +66,26 @@ struct cache_entry {
 	uint64_t generation; /* that the content stands for */
 	enum cache_hold hold;
 	size_t cost;	     /* bytes of memory */
-	uint64_t updated;    /* last change of content */
+	uint64_t updated;    /* last change of content; kept: last use */
 	uint64_t first_seen; /* first insert of this entry */
 	uint64_t change;     /* sequence number of that change */
 };
 
-/* One removal, as the observer sees it. `content` is the observer's for the call only. */
+/* One removal, as the observer sees it. `content` is the observer's for the call only. With hold
+ * KEPT it is a kept content that goes, for DROPPED (they are not wanted any more), BYTES or TTL. */
 struct cache_removal {
 	struct vsr_vm_id id;
 	enum cache_end why;
-	enum cache_hold hold; /* not NONE: unless `why` is ACKED or DROPPED, custody ends here */
+	enum cache_hold
+		hold; /* RAW, ANSWERED: unless `why` is ACKED or DROPPED, custody ends here */
 	uint64_t generation;
 	struct buf *content;
 	uint64_t residency; /* now - last change of content, usec */
 	uint64_t lifetime;  /* now - first insert, usec */
 };
 
-/* Called once for every entry that leaves, after it has left. It must not change the cache. */
+/* Called once for every entry that leaves, after it has left, also if its content is kept; and
+ * for every kept content that goes and is not replaced. It must not change the cache. */
 typedef void (*cache_observer_t)(const struct cache_removal *removal, void *userdata);
 
 struct cache;
@@ -122,7 +132,14 @@ int cache_admits(const struct cache *c, struct vsr_vm_id id, size_t length, enum
 const struct cache_entry *cache_lookup(struct cache *c, struct vsr_vm_id id);
 const struct cache_entry *cache_peek(const struct cache *c, struct vsr_vm_id id);
 
-/* Removes the VM's entry if it stands for this generation. Returns 0, -ENOENT. */
+/* The content of the VM that is at hand, in an entry or kept; its hold tells which. NULL: none. */
+const struct cache_entry *cache_known(const struct cache *c, struct vsr_vm_id id);
+
+/* The VM has reported what is kept of it once more: a use. */
+void cache_used(struct cache *c, struct vsr_vm_id id, uint64_t now);
+
+/* Removes the VM's entry if it stands for this generation; with CACHE_END_ACKED its content is kept
+ * if limits.keep says so. Returns 0, -ENOENT. */
 int cache_remove(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_end why,
 		 uint64_t now);
 
@@ -135,8 +152,9 @@ int cache_set_hold(struct cache *c, struct vsr_vm_id id, uint64_t generation, en
  * there. */
 void cache_set_match(struct cache *c, struct vsr_vm_id id, struct match *match);
 
-/* Removes up to `max` expired entries, oldest first, and then what is beyond lowered limits.
- * Returns how many left; if that is max, there may be more. */
+/* Removes up to `max` expired entries, oldest first, then what is beyond lowered limits, then kept
+ * contents that were not used for too long. Returns how many left; if that is max, there may be
+ * more. */
 size_t cache_sweep(struct cache *c, size_t max, uint64_t now);
 
 /* Entries from oldest to newest change: NULL for the first; NULL behind the last. */
@@ -144,8 +162,10 @@ const struct cache_entry *cache_next(const struct cache *c, const struct cache_e
 
 struct cache_stats {
 	size_t slots_used, slots; /* slots: the limit */
-	uint64_t bytes;		  /* cost of all entries */
+	uint64_t bytes;		  /* cost of all entries and all that is kept */
 	uint64_t hits, misses;	  /* of cache_lookup() */
+	size_t kept;		  /* contents kept after their ACK */
+	uint64_t kept_bytes;	  /* their cost */
 };
 void cache_get_stats(const struct cache *c, struct cache_stats *ret);
 

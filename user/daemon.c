@@ -95,7 +95,8 @@ static struct relay_settings relay_of(const struct settings *s)
 		.cache = { .slots = s->cache.slots == SETTINGS_SLOTS_AUTO ? SLOTS_AUTO_MIN
 									  : s->cache.slots,
 			   .bytes = s->cache.bytes,
-			   .ttl = s->cache.ttl_usec },
+			   .ttl = s->cache.ttl_usec,
+			   .keep = s->cache.keep_acked ? VM_IDLE_USEC : 0 },
 		.retry = tracker_defaults,
 	};
 
@@ -263,6 +264,8 @@ static void refresh_metrics(void *userdata)
 	metric_set(METRIC_CACHE_SLOTS_USED, (double)r.cache.slots_used);
 	metric_set(METRIC_CACHE_SLOTS, (double)r.cache.slots);
 	metric_set(METRIC_CACHE_BYTES, (double)r.cache.bytes);
+	metric_set(METRIC_CACHE_KEPT, (double)r.cache.kept);
+	metric_set(METRIC_CACHE_KEPT_BYTES, (double)r.cache.kept_bytes);
 	metric_set(METRIC_CACHE_BYTES_LIMIT, (double)d->settings->cache.bytes);
 	metric_set_label(METRIC_CACHE_LOOKUPS, METRIC_HIT, (double)r.cache.hits);
 	metric_set_label(METRIC_CACHE_LOOKUPS, METRIC_MISS, (double)r.cache.misses);

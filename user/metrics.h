@@ -49,6 +49,12 @@ enum metric_removal {
 	METRIC_REMOVED_BYTES,
 	METRIC_REMOVED_TTL,
 };
+/* Why content that was kept after its ACK went. */
+enum metric_unkept {
+	METRIC_UNKEPT_BYTES,  /* for the room */
+	METRIC_UNKEPT_SILENT, /* its VM has not reported for 24 h */
+	METRIC_UNKEPT_OFF,    /* cache.keep_acked was turned off */
+};
 /* How custody of a content ended. */
 enum metric_ended {
 	METRIC_ENDED_ACKED,
@@ -135,6 +141,12 @@ enum metric_class { METRIC_CLASS_LIMITED, METRIC_CLASS_OFFENDER };
 	  "Memory that the payload cache may hold.")                                               \
 	X(CACHE_REMOVALS, COUNTER, "cache_removals_total", "reason", REMOVAL,                      \
 	  "Entries that left the payload cache.")                                                  \
+	X(CACHE_KEPT, GAUGE, "cache_kept_contents", NULL, NONE,                                    \
+	  "Contents kept after their ACK, beside the payload cache's entries.")                    \
+	X(CACHE_KEPT_BYTES, GAUGE, "cache_kept_bytes", NULL, NONE,                                 \
+	  "Memory held by contents kept after their ACK; part of cache_bytes.")                    \
+	X(CACHE_KEPT_REMOVALS, COUNTER, "cache_kept_removals_total", "reason", UNKEPT,             \
+	  "Contents kept after their ACK that went and were not replaced.")                        \
 	/* admission */                                                                            \
 	X(PLACES, GAUGE, "places_capacity", NULL, NONE, "Places for connections.")                 \
 	X(PLACES_CLASS, GAUGE, "places_used_by_class", "class", CLASS,                             \

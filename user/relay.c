@@ -93,6 +93,13 @@ static void end_custody(struct relay *r, struct vm *vm, enum metric_ended how)
 	changed(r, vm);
 }
 
+static void count_unkept(enum cache_end why)
+{
+	metric_inc_label(METRIC_CACHE_KEPT_REMOVALS, why == CACHE_END_BYTES ? METRIC_UNKEPT_BYTES
+						     : why == CACHE_END_TTL ? METRIC_UNKEPT_SILENT
+									    : METRIC_UNKEPT_OFF);
+}
+
 /* The cache let go of an entry. If something was lost with it, custody ends here. */
 static void on_cache_removal(const struct cache_removal *removal, void *userdata)
 {
@@ -105,6 +112,10 @@ static void on_cache_removal(const struct cache_removal *removal, void *userdata
 	struct vm *vm;
 	const struct held *h;
 
+	if (removal->hold == CACHE_HOLD_KEPT) {
+		count_unkept(removal->why);
+		return;
+	}
 	metric_inc_label(METRIC_CACHE_REMOVALS, removal->why);
 	metric_observe(HISTOGRAM_CACHE_RESIDENCY, 0, removal->residency);
 	metric_observe(HISTOGRAM_CACHE_LIFETIME, 0, removal->lifetime);
@@ -160,7 +171,7 @@ static void make_comparable(struct relay *r, const struct relay_report *report)
 
 struct match *relay_match(struct relay *r, const struct vm *vm)
 {
-	const struct cache_entry *e = cache_peek(r->cache, vm->node.id);
+	const struct cache_entry *e = cache_known(r->cache, vm->node.id);
 
 	return e && !r->settings.dedup_bytes ? match_ref(e->match) : NULL;
 }
@@ -623,10 +634,11 @@ static void promise(struct relay *r, const struct vm *vm)
 }
 
 static void count_repeat(struct relay *r, struct vm *vm, enum relay_verdict verdict,
-			 enum metric_place place, bool framed)
+			 enum metric_place place, bool framed, uint64_t now)
 {
 	if (framed)
 		promise(r, vm);
+	cache_used(r->cache, vm->node.id, now);
 	vm->duplicates++;
 	if (verdict == RELAY_DUPLICATE)
 		metric_inc_label(METRIC_DUPLICATES, place);
@@ -643,7 +655,7 @@ static bool equals_record(const struct vm *vm, uint64_t length, uint64_t digest)
 /* Whether the bytes contradict the digest, or `dedup: bytes` wants them and they are gone. */
 static bool contradicted(const struct relay *r, const struct relay_report *report)
 {
-	const struct cache_entry *e = cache_peek(r->cache, report->vm->node.id);
+	const struct cache_entry *e = cache_known(r->cache, report->vm->node.id);
 
 	if (!e || e->digest != report->digest)
 		return r->settings.dedup_bytes;
@@ -693,7 +705,7 @@ int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
 		enum relay_verdict verdict = repeat_verdict(r, vm, now);
 
 		if (verdict != RELAY_NEW) {
-			count_repeat(r, vm, verdict, METRIC_DAEMON, report->framed);
+			count_repeat(r, vm, verdict, METRIC_DAEMON, report->framed, now);
 			*ret_verdict = verdict;
 			return 0;
 		}
@@ -730,7 +742,7 @@ int relay_known(struct relay *r, struct vm *vm, uint64_t length, uint64_t digest
 	}
 	if (verdict != RELAY_NEW) {
 		count_received(vm);
-		count_repeat(r, vm, verdict, METRIC_KERNEL, xxh64 != NULL);
+		count_repeat(r, vm, verdict, METRIC_KERNEL, xxh64 != NULL, now);
 	}
 	*ret_verdict = verdict;
 	return 0;
@@ -747,7 +759,7 @@ enum relay_verdict relay_offer(struct relay *r, struct vm *vm, uint64_t length, 
 	verdict = repeat_verdict(r, vm, now);
 	if (verdict != RELAY_NEW) {
 		count_received(vm);
-		count_repeat(r, vm, verdict, METRIC_DAEMON, true);
+		count_repeat(r, vm, verdict, METRIC_DAEMON, true, now);
 	}
 	return verdict;
 }

@@ -229,6 +229,10 @@ static const struct settings_row rows[] = {
 	  .help = "How long a report is kept after its content last changed." },
 	{ SIZE("cache.bytes", cache.bytes, "512MiB", MIB, 64 * GIB), RESTART,
 	  .help = "Memory for kept reports, oldest out first. At least report.max_kib." },
+	{ BOOL("cache.keep_acked", cache.keep_acked, "true"), RELOAD,
+	  .help = "Keep a VM's last report after its delivery too, as far as cache.bytes has room "
+		  "and until the VM was silent for 24 h: its repeats are then recognised in the "
+		  "kernel, packet by packet." },
 
 	{ CHOICE("dedup", dedup, enum settings_dedup, "digest", dedup_choices), RELOAD,
 	  .help = "How a repeated report is recognised. digest: by its length and digest; bytes: "

@@ -132,6 +132,7 @@ struct settings {
 		uint32_t slots; /* 0: no cache; or SETTINGS_SLOTS_AUTO */
 		uint64_t ttl_usec;
 		uint64_t bytes;
+		bool keep_acked;
 	} cache;
 
 	enum settings_dedup dedup;

@@ -317,6 +317,30 @@ def unchanged(world):
         assert r.metric("duplicates_total") == 0
 
 
+def kept_after_ack(world):
+    """What was ACKed is kept beside the cache's slots, to compare with, until it is turned off."""
+    with world.relay({"dedup": "bytes"}) as r:
+        address, cid = world.address(r), world.cid()
+        payload, changed = rp.report(cid, 50000), rp.report(cid, 50000, seed=1)
+        assert rp.send_framed(address, payload) == rp.ACCEPTED
+        r.wait_metric("contents_ended_total", "acked", value=1)
+        assert r.metric("cache_kept_contents") == 1
+        assert r.metric("cache_kept_bytes") == r.metric("cache_bytes") > 50000
+        assert r.metric("index_report_cache_slots_used") == 0
+        assert rp.send_framed(address, payload) == rp.NOTHING_TO_DO
+        assert rp.send_framed(address, changed) == rp.ACCEPTED
+        r.wait_stored(cid, changed)
+        r.wait_metric("contents_ended_total", "acked", value=2)
+        assert r.metric("cache_kept_contents") == 1
+        r.config.setdefault("cache", {})["keep_acked"] = False
+        r.write_config()
+        assert "reloaded" in r.reload()
+        assert r.metric("cache_kept_contents") == r.metric("cache_bytes") == 0
+        assert r.metric("cache_kept_removals_total", "off") == 1
+        # Nothing to compare with: it is new.
+        assert rp.send_framed(address, changed) == rp.ACCEPTED
+
+
 def rate_limit(world):
     """A limited report is not lost: the newest content goes out with the next token."""
     with world.relay({"rate": {"reports_per_minute": 6}}) as r:
@@ -606,8 +630,8 @@ def reload(world):
 ALL = (
     sizes, largest, small_writes, split_header, later_bytes,
     malformed, cid_mismatch, digest_mismatch, bad_header, aborted, deadline,
-    duplicate_in_custody, duplicate_small, unchanged, rate_limit, failed_send,
-    cache_expiry, no_cache, connections_of_a_vm,
+    duplicate_in_custody, duplicate_small, unchanged, kept_after_ack, rate_limit,
+    failed_send, cache_expiry, no_cache, connections_of_a_vm,
     stop, stop_grace, reload,
 )
 # These need several VMs.
