@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <poll.h>
-#include <stdarg.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -14,6 +13,8 @@
 #include <sys/time.h>
 
 #include <linux/vm_sockets.h>
+
+#include "bpf_why.h"
 
 /* The generated skeleton has the name that our own type has in the header. */
 #define ingest_bpf ingest_skel
@@ -73,37 +74,9 @@ struct ingest_bpf {
 
 /* ---- what failed ------------------------------------------------------------------------------ */
 
-static char why[512];
-static char libbpf_said[384];
-
 const char *ingest_bpf_why(void)
 {
-	return why;
-}
-
-_printf_(2, 3) static int fail(int r, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(why, sizeof(why), fmt, ap);
-	va_end(ap);
-	return r;
-}
-
-/* Keeps the first line that libbpf would print: the first failure is the cause of the others. */
-_printf_(2, 0) static int hear_libbpf(enum libbpf_print_level level, const char *fmt, va_list ap)
-{
-	const char *prefix = "libbpf: ";
-	char line[sizeof(libbpf_said)];
-
-	if (level != LIBBPF_WARN || libbpf_said[0])
-		return 0;
-	vsnprintf(line, sizeof(line), fmt, ap);
-	line[strcspn(line, "\n")] = '\0';
-	snprintf(libbpf_said, sizeof(libbpf_said), "%s",
-		 strncmp(line, prefix, strlen(prefix)) == 0 ? line + strlen(prefix) : line);
-	return 0;
+	return bpf_why();
 }
 
 /* What a failure to load means to the caller: whatever the kernel objects to but lack of memory,
@@ -126,14 +99,14 @@ static int classify(int r)
 static int check_settings(const struct ingest_bpf_settings *s)
 {
 	if (s->slots < 1 || s->slots > SLOTS_MAX)
-		return fail(-EINVAL, "slots: %u is not in 1..%u", s->slots, SLOTS_MAX);
+		return bpf_fail(-EINVAL, "slots: %u is not in 1..%u", s->slots, SLOTS_MAX);
 	if (s->vms < 1 || s->vms > VMS_MAX)
-		return fail(-EINVAL, "vms: %u is not in 1..%u", s->vms, VMS_MAX);
+		return bpf_fail(-EINVAL, "vms: %u is not in 1..%u", s->vms, VMS_MAX);
 	if (s->blocks < 1 || s->blocks > BLOCKS_MAX)
-		return fail(-EINVAL, "blocks: %u is not in 1..%u", s->blocks, BLOCKS_MAX);
+		return bpf_fail(-EINVAL, "blocks: %u is not in 1..%u", s->blocks, BLOCKS_MAX);
 	if (s->report_limit < 1 || s->report_limit > UINT32_MAX)
-		return fail(-EINVAL, "report limit: %llu is not in 1..%u",
-			    (unsigned long long)s->report_limit, UINT32_MAX);
+		return bpf_fail(-EINVAL, "report limit: %llu is not in 1..%u",
+				(unsigned long long)s->report_limit, UINT32_MAX);
 	return 0;
 }
 
@@ -174,16 +147,17 @@ static int configure(struct ingest_bpf *b)
 	for (i = 0; i < MAP_COUNT; i++) {
 		b->maps[i] = bpf_object__find_map_by_name(b->skel->obj, map_names[i]);
 		if (!b->maps[i])
-			return fail(-EOPNOTSUPP, "map %s is not in the BPF object", map_names[i]);
+			return bpf_fail(-EOPNOTSUPP, "map %s is not in the BPF object",
+					map_names[i]);
 		r = bpf_map__set_max_entries(b->maps[i], entries[i]);
 		if (r == 0 && !map_wanted(b, i))
 			r = bpf_map__set_autocreate(b->maps[i], false);
 		if (r < 0)
-			return fail(r, "size of map %s: %s", map_names[i], strerror(-r));
+			return bpf_fail(r, "size of map %s: %s", map_names[i], strerror(-r));
 	}
 	r = bpf_program__set_autoload(b->skel->progs.vsr_ingest, !b->s.maps_only);
 	if (r < 0)
-		return fail(r, "program vsr_ingest: %s", strerror(-r));
+		return bpf_fail(r, "program vsr_ingest: %s", strerror(-r));
 	return 0;
 }
 
@@ -193,8 +167,8 @@ static int load(struct ingest_bpf *b)
 
 	r = ingest_bpf__load(b->skel);
 	if (r < 0)
-		return fail(classify(r), "load: %s (%s)",
-			    libbpf_said[0] ? libbpf_said : "no message", strerror(-r));
+		return bpf_fail(classify(r), "load: %s (%s)",
+				*bpf_heard() ? bpf_heard() : "no message", strerror(-r));
 	for (i = 0; i < MAP_COUNT; i++)
 		if (map_wanted(b, i))
 			b->fds[i] = bpf_map__fd(b->maps[i]);
@@ -209,7 +183,8 @@ static int attach_program(struct ingest_bpf *b)
 	r = bpf_prog_attach(bpf_program__fd(b->skel->progs.vsr_ingest), b->fds[MAP_SOCKS],
 			    BPF_SK_SKB_STREAM_VERDICT, 0);
 	if (r < 0)
-		return fail(classify(r), "attach of the program to vsr_socks: %s", strerror(-r));
+		return bpf_fail(classify(r), "attach of the program to vsr_socks: %s",
+				strerror(-r));
 	return 0;
 }
 
@@ -244,17 +219,17 @@ static int open_memory(struct ingest_bpf *b)
 	r = map_memory(b->fds[MAP_GRANTS], b->s.slots * sizeof(struct vsr_grant),
 		       (void **)&b->grants, &b->grants_bytes);
 	if (r < 0)
-		return fail(r, "mmap of vsr_grants: %s", strerror(-r));
+		return bpf_fail(r, "mmap of vsr_grants: %s", strerror(-r));
 	r = map_memory(b->fds[MAP_POOL], sizeof(struct vsr_pool), (void **)&b->pool,
 		       &b->pool_bytes);
 	if (r < 0)
-		return fail(r, "mmap of vsr_pool: %s", strerror(-r));
+		return bpf_fail(r, "mmap of vsr_pool: %s", strerror(-r));
 	ingest_bpf_pool_set_limit(b, b->s.pool_limit);
 
 	b->ring = ring_buffer__new(b->fds[MAP_EVENTS], on_event, b, NULL);
 	if (!b->ring) {
 		r = -errno;
-		return fail(r, "ring buffer vsr_events: %s", strerror(-r));
+		return bpf_fail(r, "ring buffer vsr_events: %s", strerror(-r));
 	}
 	return 0;
 }
@@ -263,10 +238,10 @@ static int open_stats(struct ingest_bpf *b)
 {
 	b->cpus = libbpf_num_possible_cpus();
 	if (b->cpus < 0)
-		return fail(b->cpus, "number of CPUs: %s", strerror(-b->cpus));
+		return bpf_fail(b->cpus, "number of CPUs: %s", strerror(-b->cpus));
 	b->per_cpu = calloc(b->cpus, sizeof(*b->per_cpu));
 	if (!b->per_cpu)
-		return fail(-ENOMEM, "memory for vsr_stats");
+		return bpf_fail(-ENOMEM, "memory for vsr_stats");
 	return 0;
 }
 
@@ -278,7 +253,7 @@ static int write_abi(struct ingest_bpf *b)
 
 	r = bpf_map_update_elem(b->fds[MAP_ABI], &zero, &info, BPF_ANY);
 	if (r < 0)
-		return fail(r, "write of vsr_abi: %s", strerror(-r));
+		return bpf_fail(r, "write of vsr_abi: %s", strerror(-r));
 	return 0;
 }
 
@@ -300,22 +275,22 @@ static int open_pin_dir(struct ingest_bpf *b)
 	char *slash;
 
 	if (!parent)
-		return fail(-ENOMEM, "memory for the pin directory");
+		return bpf_fail(-ENOMEM, "memory for the pin directory");
 	slash = strrchr(parent, '/');
 	if (!slash || slash == parent)
-		return fail(-EINVAL, "pin directory %s: not below a mount point", b->s.pin_dir);
+		return bpf_fail(-EINVAL, "pin directory %s: not below a mount point", b->s.pin_dir);
 	*slash = '\0';
 	if (statfs(parent, &fs) < 0 || fs.f_type != BPF_FS_MAGIC)
-		return fail(-EOPNOTSUPP, "%s is no BPF file system (mount -t bpf bpf %s)", parent,
-			    parent);
+		return bpf_fail(-EOPNOTSUPP, "%s is no BPF file system (mount -t bpf bpf %s)",
+				parent, parent);
 
 	if (mkdir(b->s.pin_dir, 0700) < 0 && errno != EEXIST)
-		return fail(-errno, "mkdir %s: %s", b->s.pin_dir, strerror(errno));
+		return bpf_fail(-errno, "mkdir %s: %s", b->s.pin_dir, strerror(errno));
 	b->pin_fd = open(b->s.pin_dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (b->pin_fd < 0)
-		return fail(-errno, "open %s: %s", b->s.pin_dir, strerror(errno));
+		return bpf_fail(-errno, "open %s: %s", b->s.pin_dir, strerror(errno));
 	if (fchmod(b->pin_fd, 0700) < 0 || fchown(b->pin_fd, b->s.pin_uid, b->s.pin_gid) < 0)
-		return fail(-errno, "owner of %s: %s", b->s.pin_dir, strerror(errno));
+		return bpf_fail(-errno, "owner of %s: %s", b->s.pin_dir, strerror(errno));
 	return 0;
 }
 
@@ -367,7 +342,7 @@ static int reuse_pinned(struct ingest_bpf *b)
 			continue;
 		r = bpf_map__reuse_fd(b->maps[i], fd);
 		if (r < 0)
-			return fail(r, "re-use of pinned %s: %s", map_names[i], strerror(-r));
+			return bpf_fail(r, "re-use of pinned %s: %s", map_names[i], strerror(-r));
 	}
 	return 0;
 }
@@ -404,8 +379,8 @@ static int pin_all(struct ingest_bpf *b)
 		if (r == 0)
 			r = bpf_obj_pin(b->fds[i], path);
 		if (r < 0)
-			return fail(r, "pin of %s in %s: %s", map_names[i], b->s.pin_dir,
-				    strerror(-r));
+			return bpf_fail(r, "pin of %s in %s: %s", map_names[i], b->s.pin_dir,
+					strerror(-r));
 	}
 	return 0;
 }
@@ -419,8 +394,8 @@ static int start(struct ingest_bpf *b)
 	b->skel = ingest_bpf__open();
 	if (!b->skel) {
 		r = -errno;
-		return fail(classify(r), "open of the BPF object: %s",
-			    libbpf_said[0] ? libbpf_said : strerror(-r));
+		return bpf_fail(classify(r), "open of the BPF object: %s",
+				*bpf_heard() ? bpf_heard() : strerror(-r));
 	}
 	r = configure(b);
 	if (r == 0 && b->s.pin_dir)
@@ -446,7 +421,6 @@ int ingest_bpf_new(const struct ingest_bpf_settings *s, struct ingest_bpf **ret)
 {
 	_cleanup_(ingest_bpf_freep)
 	struct ingest_bpf *b = NULL;
-	libbpf_print_fn_t before;
 	int i, r;
 
 	r = check_settings(s);
@@ -454,7 +428,7 @@ int ingest_bpf_new(const struct ingest_bpf_settings *s, struct ingest_bpf **ret)
 		return r;
 	b = calloc(1, sizeof(*b));
 	if (!b)
-		return fail(-ENOMEM, "memory");
+		return bpf_fail(-ENOMEM, "memory");
 	b->s = *s;
 	b->pin_fd = -1;
 	for (i = 0; i < MAP_COUNT; i++)
@@ -462,13 +436,12 @@ int ingest_bpf_new(const struct ingest_bpf_settings *s, struct ingest_bpf **ret)
 	if (s->pin_dir) {
 		b->s.pin_dir = strdup(s->pin_dir);
 		if (!b->s.pin_dir)
-			return fail(-ENOMEM, "memory");
+			return bpf_fail(-ENOMEM, "memory");
 	}
 
-	libbpf_said[0] = '\0';
-	before = libbpf_set_print(hear_libbpf);
+	bpf_hear_begin();
 	r = start(b);
-	libbpf_set_print(before);
+	bpf_hear_end();
 	if (r < 0)
 		return r;
 	*ret = TAKE_PTR(b);
@@ -518,16 +491,16 @@ int ingest_bpf_attach(struct ingest_bpf *b, int fd, uint64_t cookie, const struc
 	int r;
 
 	if (slot >= b->s.slots)
-		return fail(-EINVAL, "slot %u of %u", slot, b->s.slots);
+		return bpf_fail(-EINVAL, "slot %u of %u", slot, b->s.slots);
 	r = bpf_map_update_elem(b->fds[MAP_CONNS], &cookie, &conn, BPF_NOEXIST);
 	if (r < 0)
-		return fail(r, "insert into vsr_conns: %s", strerror(-r));
+		return bpf_fail(r, "insert into vsr_conns: %s", strerror(-r));
 	r = bpf_map_update_elem(b->fds[MAP_SOCKS], &cookie, &value, BPF_NOEXIST);
 	if (r < 0) {
 		(void)bpf_map_delete_elem(b->fds[MAP_CONNS], &cookie);
 		if (r == -EOPNOTSUPP && peer_left(fd))
-			return fail(-ENOTCONN, "insert into vsr_socks: the peer left");
-		return fail(r, "insert into vsr_socks: %s", strerror(-r));
+			return bpf_fail(-ENOTCONN, "insert into vsr_socks: the peer left");
+		return bpf_fail(r, "insert into vsr_socks: %s", strerror(-r));
 	}
 	return 0;
 }
