@@ -10,7 +10,7 @@ static int connect_as(struct ingest_world *w, uint32_t cid)
 	int fds[2];
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds), 0);
-	ingest_accepted(w->ingest, fds[1], false, (struct vsr_vm_id){ .cid = cid });
+	ingest_accepted(w->ingest, fds[1], false, (struct vsr_vm_id){ .cid = cid }, 0);
 	return fds[0];
 }
 
@@ -341,7 +341,7 @@ static void reserved_cids_are_refused_on_vsock_alone(void **state _unused_)
 	ingest_world_open(&w);
 	for (uint32_t cid = 0; cid < 3; cid++) {
 		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-		ingest_accepted(w.ingest, fds[1], true, (struct vsr_vm_id){ .cid = cid });
+		ingest_accepted(w.ingest, fds[1], true, (struct vsr_vm_id){ .cid = cid }, 0);
 		assert_true(closed(fds[0]));
 		close(fds[0]);
 	}
@@ -428,7 +428,7 @@ static int connect_and_never_read(struct ingest_world *w, uint32_t cid)
 	setsockopt(fds[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	while (send(fds[1], &byte, 1, MSG_DONTWAIT) == 1)
 		;
-	ingest_accepted(w->ingest, fds[1], false, (struct vsr_vm_id){ .cid = cid });
+	ingest_accepted(w->ingest, fds[1], false, (struct vsr_vm_id){ .cid = cid }, 0);
 	return fds[0];
 }
 

@@ -9,6 +9,7 @@
 #include "metrics.h"
 #include "report.h"
 #include "stream.h"
+#include "usdt.h"
 
 /* Connections are looked at this often even if no event came (SPEC 11). */
 #define TICK_USEC (250 * USEC_PER_MSEC)
@@ -35,6 +36,7 @@ struct conn {
 	struct relay_report report;
 	sd_event_source *io;
 	int fd;
+	uint32_t port; /* of the peer */
 	bool vsock;
 	bool header_seen; /* the reservation follows the length that a header announced */
 	enum conn_state state;
@@ -103,6 +105,7 @@ static void count_refusal(struct ingest *i, struct vm *vm, struct vsr_vm_id id, 
 		metric_inc(METRIC_BPF_DIGEST);
 	if (reason == REASON_CID_MISMATCH)
 		metric_inc(METRIC_CID_MISMATCHES);
+	USDT_REFUSED(id, reason_name(reason), detail);
 	vm = vm ?: &i->nobody;
 	vm->refused++;
 	if (!vm_log_refusal(vm, now, &unlogged))
@@ -264,13 +267,26 @@ static void conn_known(struct conn *c, enum relay_verdict verdict, uint64_t now)
 		[RELAY_DUPLICATE] = METRIC_BYTES_DUPLICATE,
 		[RELAY_SUPPRESSED] = METRIC_BYTES_SUPPRESSED,
 	};
+	uint64_t length = stream_length(&c->stream);
 
-	metric_add_label(METRIC_BYTES, outcome[verdict], stream_length(&c->stream));
+	metric_add_label(METRIC_BYTES, outcome[verdict], length);
+	if (verdict == RELAY_ACCEPTED)
+		USDT_ACCEPTED(c->vm->node.id, c->port, c->vm->generation, length);
+	else
+		USDT_DUPLICATE(c->vm->node.id, c->port, length, !c->stream.ended);
 	conn_end(c, REASON_NONE,
 		 verdict == RELAY_ACCEPTED ? VSR_STATUS_ACCEPTED : VSR_STATUS_NOTHING_TO_DO, now);
 }
 
 /* ---- a report ---------------------------------------------------------------------------------- */
+
+/* All of it has come in; what it is worth is found out next. */
+static void count_received(const struct conn *c)
+{
+	metric_inc(METRIC_REPORTS_RECEIVED);
+	USDT_RECEIVED(c->vm->node.id, c->port, stream_length(&c->stream),
+		      stream_framed(&c->stream));
+}
 
 static void report_decided(struct relay_report *report, enum reason reason, uint64_t now)
 {
@@ -303,7 +319,7 @@ static void conn_submit(struct conn *c, uint64_t now)
 	char detail[160];
 	int r;
 
-	metric_inc(METRIC_REPORTS_RECEIVED);
+	count_received(c);
 	xxh64 = stream_xxh64(&c->stream);
 	if (stream_framed(&c->stream)) {
 		struct vsr_header h;
@@ -392,7 +408,7 @@ static void conn_complete(struct conn *c, uint64_t now)
 			return;
 		}
 		if (r == 0 && verdict != RELAY_NEW) {
-			metric_inc(METRIC_REPORTS_RECEIVED);
+			count_received(c);
 			conn_known(c, verdict, now);
 			return;
 		}
@@ -652,7 +668,7 @@ void ingest_rejected(struct ingest *i, int fd, struct vsr_vm_id id, enum reason 
 	close(fd);
 }
 
-void ingest_accepted(struct ingest *i, int fd, bool vsock, struct vsr_vm_id id)
+void ingest_accepted(struct ingest *i, int fd, bool vsock, struct vsr_vm_id id, uint32_t port)
 {
 	uint64_t now = clock_usec();
 	enum reason reason;
@@ -680,6 +696,7 @@ void ingest_accepted(struct ingest *i, int fd, bool vsock, struct vsr_vm_id id)
 		ingest_rejected(i, fd, id, REASON_INTERNAL);
 		return;
 	}
+	c->port = port;
 	r = admission_arrive(i->parts.admission, &c->ticket, vm, now, &reason);
 	if (r < 0) {
 		/* It has no ticket: what the kernel has queued for the guest is debt right away. */

@@ -47,8 +47,9 @@ DEFINE_CLEANUP(struct ingest, ingest_free);
 
 void ingest_set(struct ingest *i, const struct ingest_settings *s);
 
-/* A connection was accepted (vsock: at zero credit). Takes the fd over, whatever happens. */
-void ingest_accepted(struct ingest *i, int fd, bool vsock, struct vsr_vm_id id);
+/* A connection was accepted (vsock: at zero credit). Takes the fd over, whatever happens. port: the
+ * peer's, for traces; 0 on a hybrid socket. */
+void ingest_accepted(struct ingest *i, int fd, bool vsock, struct vsr_vm_id id, uint32_t port);
 
 /* A connection was accepted and is refused at once, for a reason that the listener found. */
 void ingest_rejected(struct ingest *i, int fd, struct vsr_vm_id id, enum reason reason);

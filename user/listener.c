@@ -66,11 +66,11 @@ static void accepted(struct listener *l, int fd, const struct sockaddr_vm *sa)
 
 	if (l->vsock) {
 		id.cid = sa->svm_cid;
-		ingest_accepted(l->ingest, fd, true, id);
+		ingest_accepted(l->ingest, fd, true, id, sa->svm_port);
 	} else if (!uid_allowed(fd, l->uids)) {
 		ingest_rejected(l->ingest, fd, id, REASON_PEER_UID);
 	} else {
-		ingest_accepted(l->ingest, fd, false, id);
+		ingest_accepted(l->ingest, fd, false, id, 0);
 	}
 }
 

@@ -2,6 +2,7 @@
 #include "relay.h"
 
 #include "metrics.h"
+#include "usdt.h"
 
 /* Expired entries that one call of relay_run() removes: no report waits for a long sweep. */
 #define SWEEP_BATCH 64
@@ -260,8 +261,10 @@ static int send_start(struct relay *r, struct relay_send *s)
 	list_add_last(&r->sends, &s->list);
 	r->n_sends++;
 	vm->in_flight = s;
-	if (r->upstream->ops->send(r->upstream, &s->up) == 0)
+	if (r->upstream->ops->send(r->upstream, &s->up) == 0) {
+		USDT_SENT(vm->node.id, s->up.generation, buf_len(s->up.payload));
 		return 0;
+	}
 	r->n_sends--;
 	vm->in_flight = NULL;
 	send_free(s);
@@ -322,6 +325,8 @@ static void send_held(struct relay *r, struct held *h, bool probe, uint64_t now)
 		s->probe = probe;
 		if (send_start(r, s) == 0) {
 			metric_add(METRIC_RESENDS, h->sent);
+			if (h->sent)
+				USDT_RETRIED(vm->node.id, h->generation, buf_len(payload));
 			r->n_sent += !h->sent;
 			h->sent = true;
 			r->probing |= probe;
@@ -371,6 +376,7 @@ static void acked(struct relay *r, struct vm *vm, uint64_t generation, uint64_t 
 	const struct held *h = vm->custody;
 
 	vm->last_ack = now;
+	USDT_ACKED(vm->node.id, generation);
 	if (h && h->generation == generation) {
 		cache_remove(r->cache, vm->node.id, generation, CACHE_END_ACKED, now);
 		end_custody(r, vm, METRIC_ENDED_ACKED);
@@ -463,6 +469,7 @@ static void uncached_acked(struct relay *r, const struct relay_send *s, uint64_t
 		end_custody(r, vm, METRIC_ENDED_SUPERSEDED);
 	}
 	vm->last_ack = now;
+	USDT_ACKED(vm->node.id, s->up.generation);
 	if (vm->generation == s->up.generation)
 		set_record(vm, s->digest, s->length, s->xxh64);
 }

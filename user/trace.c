@@ -210,9 +210,9 @@ static void attach_daemons(struct trace *t)
 		if (!is_daemon(entry->d_name))
 			continue;
 		snprintf(exe, sizeof(exe), "/proc/%.20s/exe", entry->d_name);
-		r = keep(t, bpf_program__attach_usdt(t->skel->progs.trace_custody,
-						     atoi(entry->d_name), exe, "vsock_relay",
-						     "accepted", NULL));
+		r = keep(t,
+			 bpf_program__attach_usdt(t->skel->progs.trace_custody, atoi(entry->d_name),
+						  exe, "vsock_relay", "accepted", NULL));
 		if (r == 0)
 			t->parts |= TRACE_CUSTODY;
 		else

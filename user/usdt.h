@@ -30,22 +30,22 @@
 
 #include "vsr_abi.h"
 
-#define USDT_RECEIVED(vm, port, bytes, framed)                                                  \
-	DTRACE_PROBE5(vsock_relay, received, (vm).ns, (vm).cid, (uint32_t)(port),               \
+#define USDT_RECEIVED(vm, port, bytes, framed)                                    \
+	DTRACE_PROBE5(vsock_relay, received, (vm).ns, (vm).cid, (uint32_t)(port), \
 		      (uint64_t)(bytes), (uint32_t)(framed))
-#define USDT_ACCEPTED(vm, port, generation, bytes)                                              \
-	DTRACE_PROBE5(vsock_relay, accepted, (vm).ns, (vm).cid, (uint32_t)(port),               \
+#define USDT_ACCEPTED(vm, port, generation, bytes)                                \
+	DTRACE_PROBE5(vsock_relay, accepted, (vm).ns, (vm).cid, (uint32_t)(port), \
 		      (uint64_t)(generation), (uint64_t)(bytes))
-#define USDT_DUPLICATE(vm, port, bytes, offer)                                                  \
-	DTRACE_PROBE5(vsock_relay, duplicate, (vm).ns, (vm).cid, (uint32_t)(port),              \
+#define USDT_DUPLICATE(vm, port, bytes, offer)                                     \
+	DTRACE_PROBE5(vsock_relay, duplicate, (vm).ns, (vm).cid, (uint32_t)(port), \
 		      (uint64_t)(bytes), (uint32_t)(offer))
 #define USDT_REFUSED(vm, reason, detail) \
 	DTRACE_PROBE4(vsock_relay, refused, (vm).ns, (vm).cid, (reason), (detail))
-#define USDT_SENT(vm, generation, bytes)                                                        \
-	DTRACE_PROBE4(vsock_relay, sent, (vm).ns, (vm).cid, (uint64_t)(generation),             \
+#define USDT_SENT(vm, generation, bytes)                                            \
+	DTRACE_PROBE4(vsock_relay, sent, (vm).ns, (vm).cid, (uint64_t)(generation), \
 		      (uint64_t)(bytes))
-#define USDT_RETRIED(vm, generation, bytes)                                                     \
-	DTRACE_PROBE4(vsock_relay, retried, (vm).ns, (vm).cid, (uint64_t)(generation),          \
+#define USDT_RETRIED(vm, generation, bytes)                                            \
+	DTRACE_PROBE4(vsock_relay, retried, (vm).ns, (vm).cid, (uint64_t)(generation), \
 		      (uint64_t)(bytes))
 #define USDT_ACKED(vm, generation) \
 	DTRACE_PROBE3(vsock_relay, acked, (vm).ns, (vm).cid, (uint64_t)(generation))
