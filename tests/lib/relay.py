@@ -190,11 +190,17 @@ class Relay:
         return self.metrics()[key if len(key) > 1 else key[0]]
 
     def wait_metric(self, *key, value=None, at_least=None, seconds=20):
+        now = None
+
         def reached():
+            nonlocal now
             now = self.metric(*key)
             return now >= at_least if value is None else now == value
 
-        wait_for(reached, seconds, f"{key} {value if at_least is None else at_least}")
+        try:
+            wait_for(reached, seconds, f"{key} {value if at_least is None else at_least}")
+        except TimeoutError as e:
+            raise TimeoutError(f"{e}; it is {now}") from None
 
     def stored(self, cid, ns=0):
         """The bytes of the VM's newest report upstream, None if there is none."""
