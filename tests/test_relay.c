@@ -1399,6 +1399,22 @@ static void only_permanent_nacks_end_custody(void **state _unused_)
 	world_close(&w);
 }
 
+static void acks_by_cid_compare_nothing_else(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.acks_by_cid = true;
+	world_open(&w, s, unlimited);
+	w.up.up.acks_apart = true;
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_DELIVERED);
+	say(&w, false, "someone-else:3", "");
+	assert_int_equal(outcome(METRIC_ACK_SETTLED), 1);
+	assert_int_equal(figures(&w).held, 0);
+	world_close(&w);
+}
+
 /* There several VMs may have one CID, as the upstream sees it. */
 static void in_another_namespace_acks_name_vms_by_vm_id(void **state _unused_)
 {
@@ -1728,6 +1744,7 @@ int main(void)
 		cmocka_unit_test(a_late_ack_of_older_content_does_not_end_newer),
 		cmocka_unit_test(an_ack_for_another_vm_id_is_stale),
 		cmocka_unit_test(only_permanent_nacks_end_custody),
+		cmocka_unit_test(acks_by_cid_compare_nothing_else),
 		cmocka_unit_test(in_another_namespace_acks_name_vms_by_vm_id),
 		cmocka_unit_test(bad_settings_are_refused_and_the_old_ones_stay),
 		cmocka_unit_test(submit_survives_every_failing_allocation),

@@ -13,6 +13,7 @@
 #include <syslog.h>
 
 #include "settings.h"
+#include "tracker.h"
 #include "yaml_tree.h"
 
 #define DOCS	"docs/settings.md"
@@ -681,6 +682,44 @@ static void test_a_metric_prefix_is_a_prometheus_name(void **state)
 					   "Prometheus name");
 	refuses("metrics: {prefix: a-b}\n", "relayd.yaml:1:19: metrics.prefix:");
 	refuses("metrics: {prefix: ''}\n", "relayd.yaml:1:19: metrics.prefix:");
+}
+
+static void test_permanent_nacks_are_a_list_of_texts(void **state)
+{
+	struct load l = {};
+
+	(void)state;
+	parse(&l, "");
+	assert_int_equal(l.s->retry.permanent_nacks.n, tracker_defaults.n_permanent);
+	for (size_t i = 0; i < tracker_defaults.n_permanent; i++)
+		assert_string_equal(l.s->retry.permanent_nacks.word[i],
+				    tracker_defaults.permanent[i]);
+	done(&l);
+	parse(&l, "retry: {permanent_nacks: [go away, 'no: never']}\n");
+	assert_int_equal(l.s->retry.permanent_nacks.n, 2);
+	assert_string_equal(l.s->retry.permanent_nacks.word[1], "no: never");
+	done(&l);
+	gives("retry: {permanent_nacks: 'go away,never'}\n", "retry.permanent_nacks",
+	      "go away,never");
+	gives("retry: {permanent_nacks: []}\n", "retry.permanent_nacks", "");
+	refuses("retry: {permanent_nacks: ['a,b']}\n",
+		"relayd.yaml:1:27: retry.permanent_nacks: this item does not fit");
+	refuses("retry: {permanent_nacks: ['']}\n",
+		"relayd.yaml:1:27: retry.permanent_nacks: this item does not fit");
+	refuses("retry: {permanent_nacks: \"a\\tb\"}\n", "relayd.yaml:1:26: retry.permanent_nacks");
+	refuses("retry: {permanent_nacks: 'a, b'}\n", "relayd.yaml:1:26: retry.permanent_nacks");
+	refuses("retry: {permanent_nacks: [a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q]}\n",
+		"relayd.yaml:1:26: retry.permanent_nacks");
+}
+
+static void test_acks_by_cid_alone_do_not_go_with_a_namespace(void **state)
+{
+	(void)state;
+	refuses("namespace: 3\nupstream: {kind: grpc, grpc: {ack_names: cid}}\n",
+		"relayd.yaml:2:42: upstream.grpc.ack_names: cid, but namespace is 3");
+	gives("upstream: {kind: grpc, grpc: {ack_names: cid}}\n", "upstream.grpc.ack_names", "cid");
+	gives("namespace: 3\nupstream: {kind: grpc, grpc: {ack_names: cid, acks: response}}\n",
+	      "upstream.grpc.ack_names", "cid");
 }
 
 static void test_uids_are_a_list_or_any(void **state)
@@ -1384,6 +1423,8 @@ int main(void)
 		cmocka_unit_test(test_paths_are_absolute_and_never_go_up),
 		cmocka_unit_test(test_a_metric_prefix_is_a_prometheus_name),
 		cmocka_unit_test(test_uids_are_a_list_or_any),
+		cmocka_unit_test(test_permanent_nacks_are_a_list_of_texts),
+		cmocka_unit_test(test_acks_by_cid_alone_do_not_go_with_a_namespace),
 		cmocka_unit_test(test_hybrid_sockets_are_paths_with_a_cid_or_patterns),
 		cmocka_unit_test(test_bad_hybrid_sockets_are_named_with_their_place),
 		cmocka_unit_test(test_the_vmm_can_connect_to_every_hybrid_socket),

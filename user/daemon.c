@@ -91,6 +91,7 @@ static struct relay_settings relay_of(const struct settings *s)
 		.stale_ack = s->rate.stale_ack_threshold_usec,
 		.custody_max_age = s->custody_max_age_usec,
 		.ns = s->ns,
+		.acks_by_cid = s->upstream.grpc.ack_names == SETTINGS_ACK_NAMES_CID,
 		.slots_auto = s->cache.slots == SETTINGS_SLOTS_AUTO,
 		.cache = { .slots = s->cache.slots == SETTINGS_SLOTS_AUTO ? SLOTS_AUTO_MIN
 									  : s->cache.slots,
@@ -105,6 +106,8 @@ static struct relay_settings relay_of(const struct settings *s)
 	r.retry.factor = s->retry.factor;
 	r.retry.cap = s->retry.cap_usec;
 	r.retry.jitter = s->retry.jitter_percent / 100;
+	r.retry.permanent = (const char *const *)s->retry.permanent_nacks.word;
+	r.retry.n_permanent = s->retry.permanent_nacks.n;
 	return r;
 }
 

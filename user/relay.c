@@ -589,13 +589,14 @@ static void on_ack(const struct upstream_ack *ack, void *userdata, uint64_t now)
 	struct relay *r = userdata;
 	struct tracker_resource resource;
 	enum tracker_match match;
-	uint64_t hash, generation;
+	uint64_t hash = 0, generation;
 	struct vm *vm;
 
 	metric_inc(METRIC_ACKS_RECEIVED);
 	metric_inc_label(METRIC_UPSTREAM_ACKS, ack->nack ? METRIC_NACK : METRIC_ACK);
 	tracker_resource_parse(ack->resource, ack->resource_len, &resource);
-	hash = tracker_vm_id_hash(resource.vm_id, resource.vm_id_len);
+	if (!r->settings.acks_by_cid)
+		hash = tracker_vm_id_hash(resource.vm_id, resource.vm_id_len);
 	vm = vm_of_ack(r, &resource, hash);
 	if (ack->nack)
 		match = tracker_nack(r->tracker, vm, hash, ack->reason, now, &generation);

@@ -62,6 +62,12 @@ static const struct settings_choice acks_choices[] = {
 	{},
 };
 
+static const struct settings_choice ack_names_choices[] = {
+	{ "vm_id", SETTINGS_ACK_NAMES_VM_ID },
+	{ "cid", SETTINGS_ACK_NAMES_CID },
+	{},
+};
+
 static const struct settings_choice log_choices[] = {
 	{ "error", LOG_ERR }, { "warning", LOG_WARNING }, { "notice", LOG_NOTICE },
 	{ "info", LOG_INFO }, { "debug", LOG_DEBUG },	  {},
@@ -272,6 +278,13 @@ static const struct settings_row rows[] = {
 	{ NUMBER("retry.jitter", retry.jitter_percent, "10", 0, 100), .unit = "%", RELOAD,
 	  .help = "With retry.mode: exponential, how far a step is varied at random, in percent." },
 
+	{ KIND(KIND_WORDS, "retry.permanent_nacks", struct settings_words, retry.permanent_nacks,
+	       "missing scanner index data,unsupported action"),
+	  RELOAD,
+	  .help = "Reasons of NACKs that end the duty to deliver a report. After any other one it is "
+		  "sent again when it is due. Compared whole; separated by commas, or a list in the "
+		  "file." },
+
 	{ CHOICE("upstream.kind", upstream.kind, enum settings_upstream, "file", upstream_choices),
 	  RESTART,
 	  .help = "Where reports go. file: the newest report of each VM, in a directory; grpc: to a "
@@ -288,6 +301,13 @@ static const struct settings_row rows[] = {
 	  RESTART,
 	  .help = "What ends the relay's duty to deliver a report. communicate: an ACK on a stream "
 		  "of its own; response: the success of the call." },
+	{ CHOICE("upstream.grpc.ack_names", upstream.grpc.ack_names, enum settings_ack_names,
+		 "vm_id", ack_names_choices),
+	  RELOAD,
+	  .help = "What tells VMs apart in ACKs. vm_id: the vm_id that the report claimed, where the "
+		  "ACK has one, and the CID; cid: the CID alone, for servers that put something "
+		  "else before it. CIDs are those of namespace 0: in another one only vm_id will "
+		  "do." },
 	{ BOOL("upstream.grpc.plaintext", upstream.grpc.plaintext, "false"), RESTART,
 	  .help = "Connect without TLS: anybody on the way can read and alter the reports." },
 	{ TEXT("upstream.grpc.server_name", upstream.grpc.server_name, "", valid_server_name,
@@ -559,13 +579,14 @@ static void set_sockets(struct loader *ld, size_t i, const struct yaml_tree *lis
 /* A list of plain values is the same as the values in one line. */
 static void set_list(struct loader *ld, size_t i, const struct yaml_tree *list)
 {
-	char text[SETTINGS_UIDS_MAX * 12] = "";
+	char text[SETTINGS_WORDS_MAX * (SETTINGS_WORD_MAX_LEN + 1) + 1] = "";
 	size_t n = 0;
 
 	for (size_t k = 0; k < list->n_children; k++) {
 		const struct yaml_tree *item = list->children[k];
 
-		if (item->kind != YAML_SCALAR || n + strlen(item->text) + 2 > sizeof(text)) {
+		if (item->kind != YAML_SCALAR || strchr(item->text, ',') || !*item->text ||
+		    n + strlen(item->text) + 2 > sizeof(text)) {
 			bad_value(ld, i, origin_of(item), "this item does not fit");
 			return;
 		}
@@ -578,7 +599,8 @@ static void set_node(struct loader *ld, size_t i, const struct yaml_tree *value)
 {
 	if (value->kind == YAML_LIST && rows[i].kind == KIND_SOCKETS)
 		set_sockets(ld, i, value);
-	else if (value->kind == YAML_LIST && rows[i].kind == KIND_UIDS)
+	else if (value->kind == YAML_LIST &&
+		 (rows[i].kind == KIND_UIDS || rows[i].kind == KIND_WORDS))
 		set_list(ld, i, value);
 	else if (value->kind != YAML_SCALAR)
 		bad_value(ld, i, origin_of(value), "not a single value");
@@ -982,6 +1004,13 @@ static void check_upstream(struct loader *ld)
 			 "report.max_kib: too long for upstream.kind: grpc; expected at most %llu, "
 			 "the longest message",
 			 GRPC_MESSAGE_MAX / KIB);
+	if (s->ns != 0 && s->upstream.grpc.acks == SETTINGS_ACKS_COMMUNICATE &&
+	    s->upstream.grpc.ack_names == SETTINGS_ACK_NAMES_CID)
+		conflict(ld, "upstream.grpc.ack_names", "namespace",
+			 "upstream.grpc.ack_names: cid, but namespace is %" PRIu32
+			 ", where VMs of other namespaces have the same CIDs; expected vm_id (or "
+			 "upstream.grpc.acks: response)",
+			 s->ns);
 	if (!s->upstream.grpc.plaintext && !*s->upstream.grpc.certificate != !*s->upstream.grpc.key)
 		conflict(ld, "upstream.grpc.key", "upstream.grpc.certificate",
 			 "upstream.grpc.key: set without upstream.grpc.certificate, or the other "

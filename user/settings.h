@@ -51,6 +51,11 @@ enum settings_acks {
 	SETTINGS_ACKS_RESPONSE,	   /* a call's success is the ACK */
 };
 
+enum settings_ack_names {
+	SETTINGS_ACK_NAMES_VM_ID, /* with the CID, where the ACK has one */
+	SETTINGS_ACK_NAMES_CID,	  /* alone */
+};
+
 enum settings_upstream {
 	SETTINGS_UPSTREAM_FILE,
 	SETTINGS_UPSTREAM_GRPC,
@@ -77,6 +82,14 @@ struct settings_uids {
 	bool any;
 	uint32_t n;
 	uint32_t uid[SETTINGS_UIDS_MAX];
+};
+
+/* A list of texts without commas. */
+#define SETTINGS_WORDS_MAX    16
+#define SETTINGS_WORD_MAX_LEN 128
+struct settings_words {
+	size_t n;
+	char *word[SETTINGS_WORDS_MAX];
 };
 
 struct settings_address {
@@ -152,6 +165,7 @@ struct settings {
 		double factor;
 		uint64_t cap_usec;
 		double jitter_percent;
+		struct settings_words permanent_nacks;
 	} retry;
 
 	struct {
@@ -160,6 +174,7 @@ struct settings {
 		struct {
 			char *address;
 			enum settings_acks acks;
+			enum settings_ack_names ack_names;
 			bool plaintext;
 			char *server_name;	      /* "" is the address's host */
 			char *ca, *certificate, *key; /* the latter two may be "" */

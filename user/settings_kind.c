@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <inttypes.h>
 #include <sys/un.h>
 
@@ -337,6 +338,52 @@ static void format_uids(const struct settings_uids *uids, FILE *out)
 		fprintf(out, "%s%" PRIu32, i ? "," : "", uids->uid[i]);
 }
 
+static void words_done(struct settings_words *w)
+{
+	for (size_t i = 0; i < w->n; i++)
+		free(w->word[i]);
+	*w = (struct settings_words){};
+}
+
+static bool valid_word(const char *text)
+{
+	size_t n = strlen(text);
+
+	for (size_t i = 0; i < n; i++)
+		if (!isprint((unsigned char)text[i]))
+			return false;
+	return n > 0 && n <= SETTINGS_WORD_MAX_LEN && text[0] != ' ' && text[n - 1] != ' ';
+}
+
+static int parse_words(const char *text, struct settings_words *ret)
+{
+	_cleanup_(words_done)
+	struct settings_words words = {};
+	_cleanup_free_ char *copy = strdup(text);
+	char *rest = copy, *item;
+
+	if (!copy)
+		return -ENOMEM;
+	while ((item = next_item(&rest))) {
+		if (words.n == SETTINGS_WORDS_MAX || !valid_word(item))
+			return -EINVAL;
+		words.word[words.n] = strdup(item);
+		if (!words.word[words.n])
+			return -ENOMEM;
+		words.n++;
+	}
+	words_done(ret);
+	*ret = words;
+	words = (struct settings_words){};
+	return 0;
+}
+
+static void format_words(const struct settings_words *words, FILE *out)
+{
+	for (size_t i = 0; i < words->n; i++)
+		fprintf(out, "%s%s", i ? "," : "", words->word[i]);
+}
+
 /* KIND_SOCKETS: a list that lies across two fields of struct settings. */
 struct sockets {
 	struct settings_hybrid *item;
@@ -481,6 +528,8 @@ int settings_kind_parse(const struct settings_row *row, const char *text, struct
 		return parse_address(text, field);
 	case KIND_UIDS:
 		return parse_uids(text, field);
+	case KIND_WORDS:
+		return parse_words(text, field);
 	case KIND_SOCKETS:
 		return parse_sockets(text, field);
 	}
@@ -529,6 +578,9 @@ static void format_field(const struct settings_row *row, const void *field, FILE
 		break;
 	case KIND_UIDS:
 		format_uids(field, out);
+		break;
+	case KIND_WORDS:
+		format_words(field, out);
 		break;
 	case KIND_SOCKETS:
 		format_sockets(field, out);
@@ -619,6 +671,10 @@ static void expects_field(const struct settings_row *row, FILE *out)
 	case KIND_UIDS:
 		fprintf(out, "a list of at most %d numeric user ids, or any", SETTINGS_UIDS_MAX);
 		break;
+	case KIND_WORDS:
+		fprintf(out, "a list of at most %d texts of at most %d characters, without comma",
+			SETTINGS_WORDS_MAX, SETTINGS_WORD_MAX_LEN);
+		break;
 	case KIND_SOCKETS:
 		fprintf(out,
 			"at most %d sockets, each an absolute path with its CID, or a pattern that "
@@ -644,6 +700,8 @@ void settings_kind_done(const struct settings_row *row, struct settings *s)
 
 	if (row->kind == KIND_SOCKETS)
 		sockets_done(field);
+	if (row->kind == KIND_WORDS)
+		words_done(field);
 	if (row->kind == KIND_TEXT) {
 		free(*(char **)field);
 		*(char **)field = NULL;

@@ -21,6 +21,7 @@ enum settings_kind {
 	KIND_TEXT,     /* char * */
 	KIND_ADDRESS,  /* struct settings_address */
 	KIND_UIDS,     /* struct settings_uids */
+	KIND_WORDS,    /* struct settings_words */
 	KIND_SOCKETS,  /* struct settings_hybrid * and size_t, in that order */
 };
 
