@@ -238,6 +238,68 @@ def nack(reason, permanent):
             assert second - first >= 2 * BASE * 0.9, second - first
 
 
+def settable_nacks():
+    """retry.permanent_nacks replaces the list, also in a reload."""
+    def action(server, call, context):
+        server.ack(f"vm:{call.cid}", action=gs.NACK, reason="no such cluster")
+        return gs.SUCCESS
+
+    with gs.Server(actions=[action] * 3) as server, \
+            relay(server.address, retry={"permanent_nacks": ["no such cluster"]}) as r:  # fmt: skip
+        accept(r)
+        ended(r, "nacked")
+        assert len(server.calls) == 1
+        r.config["retry"]["permanent_nacks"] = []
+        r.write_config()
+        r.reload()
+        accept(r, seed=1)
+        ended(r, "acked")
+        assert len(server.calls) == 4
+
+
+def acks_by_cid():
+    """ack_names: cid takes ACKs of a server that puts something else before the CID."""
+    with gs.Server(default=gs.succeed) as server, \
+            relay(server.address, upstream={"grpc": {"ack_names": "cid"}}) as r:  # fmt: skip
+        accept(r)
+        wait_for(lambda: server.calls, what="the call")
+        server.ack("cluster-7:100")
+        ended(r, "acked")
+
+
+class Defaults:
+    """With the default rate and retries the first retry, due after 30 s, has its token after 60 s.
+    It takes its time, so it runs beside the other tests."""
+
+    def __init__(self):
+        self.error = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self):
+        try:
+            self._look()
+        except Exception as e:  # noqa: BLE001: raised by join()
+            self.error = e
+
+    @staticmethod
+    def _look():
+        with gs.Server(actions=[gs.succeed]) as server, relay(server.address) as r:
+            del r.config["rate"], r.config["retry"]
+            r.write_config()
+            assert "reloaded" in r.reload()
+            accept(r)
+            ended(r, "acked", seconds=90)
+            first, second = (c.at for c in server.calls)
+            assert 59 <= second - first <= 70, second - first
+            assert r.metric("reports_rate_limited_total", "stale_ack") == 1
+
+    def join(self):
+        self.thread.join()
+        if self.error:
+            raise self.error
+
+
 # ---- the connection ----
 
 
@@ -355,25 +417,60 @@ def silent_resolver():
             wait_for(lambda: "name: " in r.log(), 20, "the log says so")
 
 
-def hung_upstream():
+def thousand_reports(r):
+    """Of 100 VMs, each accepted. Returns the seconds that it took."""
+    payloads = {n: rp.report(100 + n, 20000, seed=0) for n in range(100)}
+    start = time.monotonic()
+    for i in range(1000):
+        n = i % 100
+        if i >= 100:
+            payloads[n] = payloads[n][:-8] + i.to_bytes(8, "big")
+        status = rp.send_framed(r.path(f"vm{n}.sock"), payloads[n])
+        assert status == rp.ACCEPTED, status
+    return time.monotonic() - start
+
+
+HUNDRED = {f"vm{n}.sock": 100 + n for n in range(100)}
+
+
+def control_run():
+    """The same with an upstream that takes everything: what full speed is on this machine, now."""
+    with gs.Server(keep=False) as server, Relay(settings(server.address), hybrid=HUNDRED) as r:
+        return thousand_reports(r)
+
+
+def silent_upstream():
     """It accepts connections and says nothing: 1000 reports of 100 VMs go in at full speed."""
+    full_speed = control_run()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        hybrid = {f"vm{n}.sock": 100 + n for n in range(100)}
-        with Relay(settings(address), hybrid=hybrid) as r:
-            payloads = {n: rp.report(100 + n, 20000, seed=0) for n in range(100)}
-            start = time.monotonic()
-            for i in range(1000):
-                n = i % 100
-                if i >= 100:
-                    payloads[n] = payloads[n][:-8] + i.to_bytes(8, "big")
-                status = rp.send_framed(r.path(f"vm{n}.sock"), payloads[n])
-                assert status == rp.ACCEPTED, status
-            took = time.monotonic() - start
-            assert took < 20, took
+        with Relay(settings(address), hybrid=HUNDRED) as r:
+            took = thousand_reports(r)
+            assert took < 3 * full_speed, (took, full_speed)
             assert r.check()["contents_held"] == 100
+
+
+def hung_calls():
+    """Eight calls hang, as many as there may be: reports and ACKs come in at full speed."""
+    full_speed = control_run()
+    with gs.Server(default=gs.hang, keep=False) as server, \
+            Relay(settings(server.address), hybrid=HUNDRED) as r:  # fmt: skip
+        accept(r, seed=7)
+        wait_for(lambda: server.calls, what="a call that hangs")
+        start = time.monotonic()
+        took = thousand_reports(r)
+        assert took < 3 * full_speed, (took, full_speed)
+        # The ACK of a send that the server has taken though its call still hangs.
+        for n in range(100):
+            server.ack(f"vm:{100 + n}")
+        r.wait_metric("acks_received_total", value=100, seconds=5)
+        assert r.metric("ack_outcomes_total", "settled") >= 1
+        if time.monotonic() - start < 4:
+            # No call has come to its deadline: what there may be is under way, and no more.
+            assert r.metric("contents_in_flight") == 8
+        assert r.check()["contents_held"] >= 92
 
 
 def upstream_down_at_the_start():
@@ -532,6 +629,7 @@ def missing_files():
 def main():
     tap = Tap(only=sys.argv[1] if len(sys.argv) > 1 else None)
     subprocess.run(["openssl", "version"], check=True, capture_output=True)
+    defaults = Defaults() if not tap.only else None
     statuses(tap)
     tap.run("no answer: DEADLINE_EXCEEDED after 5 s, sent again", no_answer)
     tap.run("delay: the answer that takes its time counts", slow)
@@ -546,6 +644,8 @@ def main():
                               ("missing scanner index data", True), ("unsupported action", True)):  # fmt: skip
         what = "custody ends" if permanent else "sent again"
         tap.run(f"NACK {reason!r}: {what}", nack, reason, permanent)
+    tap.run("NACK with a reason of the settings: custody ends; reload", settable_nacks)
+    tap.run("ACKs by CID alone: where the settings say so", acks_by_cid)
     tap.run("stream cut: opened again, reports go on", stream_cut)
     tap.run("stream refused: reports go on, the log says so", stream_refused)
     tap.run("server restart: what came meanwhile is delivered", restart)
@@ -554,7 +654,8 @@ def main():
     tap.run("unix socket", unix_socket)
     tap.run("several addresses: the next one is tried", several_addresses)
     tap.run("resolver never answers: reports are accepted", silent_resolver)
-    tap.run("server accepts and never answers: 1000 reports are accepted", hung_upstream)
+    tap.run("server accepts and never answers: 1000 reports at full speed", silent_upstream)
+    tap.run("calls hang: 1000 reports and 100 ACKs at full speed", hung_calls)
     tap.run("server away at the start: delivered once it is there", upstream_down_at_the_start)
     tap.run("SIGTERM in a call: ends within the grace period", stop_in_a_call)
     tap.run("reload with another address: refused, the old one stays", keys_need_a_restart)
@@ -569,6 +670,8 @@ def main():
     tap.run("TLS: new certificate while running", new_certificate_while_running)
     tap.run("TLS: no fallback to plaintext", plaintext_is_no_fallback)
     tap.run("TLS: missing files are named", missing_files)
+    if defaults:
+        tap.run("default rate and retries: the first retry is seen at 60 s", defaults.join)
     tap.end()
 
 
