@@ -25,15 +25,17 @@ static const char *const values_SEM[] = { "concurrency_limit", "context_canceled
 static const char *const values_OUTCOME[] = { "accepted", "duplicate", "suppressed", "refused" };
 static const char *const values_REMOVAL[] = { "acked", "dropped", "slots", "bytes", "ttl" };
 static const char *const values_UNKEPT[] = { "bytes", "silent", "off" };
-static const char *const values_ENDED[] = { "acked",   "superseded", "nacked", "rejected",
-					    "max_age", "slots",	     "bytes",  "ttl" };
+static const char *const values_ENDED[] = { "acked", "superseded", "nacked", "rejected", "max_age",
+					    "slots", "bytes",	   "ttl",    "lost" };
 static const char *const values_ACK_OUTCOME[] = { "settled", "stale", "unmatched" };
 static const char *const values_RPC_CODE[] = {
 #define X(id) #id,
 	GRPC_STATUSES(X)
 #undef X
 };
-static const char *const values_DROPPED[] = { "no_cache", "internal" };
+static const char *const values_DROPPED[] = { "no_cache", "no_spool", "internal" };
+static const char *const values_SPOOL_OP[] = { "write", "read", "remove", "probe" };
+static const char *const values_SPOOL_STATE[] = { "ok", "full", "failed", "hangs" };
 static const char *const values_CLASS[] = { "limited", "offender" };
 static const char *const values_VERDICT[] = { "passed", "known", "refused" };
 static const char *const values_LIMIT[] = { "zero_length",    "bad_header",    "too_large",
@@ -208,8 +210,8 @@ static double sum(enum metric m)
 
 int64_t metrics_conservation(void)
 {
-	return (int64_t)(sum(METRIC_VALID) - sum(METRIC_DUPLICATES) - sum(METRIC_SUPPRESSED) -
-			 sum(METRIC_DROPPED) - sum(METRIC_CONTENTS_ENDED) -
+	return (int64_t)(sum(METRIC_VALID) + sum(METRIC_RESTORED) - sum(METRIC_DUPLICATES) -
+			 sum(METRIC_SUPPRESSED) - sum(METRIC_DROPPED) - sum(METRIC_CONTENTS_ENDED) -
 			 sum(METRIC_CONTENTS_HELD));
 }
 

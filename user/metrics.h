@@ -65,6 +65,7 @@ enum metric_ended {
 	METRIC_ENDED_SLOTS,	 /* with its cache entry, without a state directory */
 	METRIC_ENDED_BYTES,	 /* likewise */
 	METRIC_ENDED_TTL,	 /* likewise */
+	METRIC_ENDED_LOST,	 /* its file is gone or damaged, and it is not in memory */
 };
 /* What an ACK or NACK that came apart from its call did (SPEC 7). */
 enum metric_ack_outcome {
@@ -73,7 +74,14 @@ enum metric_ack_outcome {
 	METRIC_ACK_UNMATCHED, /* settled nothing */
 };
 /* Valid reports that were not taken into custody. */
-enum metric_dropped { METRIC_DROPPED_NO_CACHE, METRIC_DROPPED_INTERNAL };
+enum metric_dropped { METRIC_DROPPED_NO_CACHE, METRIC_DROPPED_NO_SPOOL, METRIC_DROPPED_INTERNAL };
+/* What failed in the spool. */
+enum metric_spool_op {
+	METRIC_SPOOL_WRITE,
+	METRIC_SPOOL_READ,
+	METRIC_SPOOL_REMOVE,
+	METRIC_SPOOL_PROBE,
+};
 /* Places taken by those who may take only a part of them (SPEC 3). */
 enum metric_class { METRIC_CLASS_LIMITED, METRIC_CLASS_OFFENDER };
 
@@ -147,6 +155,28 @@ enum metric_class { METRIC_CLASS_LIMITED, METRIC_CLASS_OFFENDER };
 	  "Memory held by contents kept after their ACK; part of cache_bytes.")                    \
 	X(CACHE_KEPT_REMOVALS, COUNTER, "cache_kept_removals_total", "reason", UNKEPT,             \
 	  "Contents kept after their ACK that went and were not replaced.")                        \
+	/* spool */                                                                                \
+	X(RESTORED, COUNTER, "contents_restored_total", NULL, NONE,                                \
+	  "Contents in custody that were found in the state directory at the start.")              \
+	X(SPOOL_STATE, GAUGE, "spool_state", "state", SPOOL_STATE,                                 \
+	  "1 for the state that the spool is in; none without a state directory.")                 \
+	X(SPOOL_FILES, GAUGE, "spool_files", NULL, NONE, "Contents in the state directory.")       \
+	X(SPOOL_BYTES, GAUGE, "spool_bytes", NULL, NONE,                                           \
+	  "Bytes of the contents in the state directory.")                                         \
+	X(SPOOL_FILES_LIMIT, GAUGE, "spool_capacity_files", NULL, NONE,                            \
+	  "Contents that the state directory may hold.")                                           \
+	X(SPOOL_BYTES_LIMIT, GAUGE, "spool_capacity_bytes", NULL, NONE,                            \
+	  "Bytes that the state directory may hold.")                                              \
+	X(SPOOL_READS, COUNTER, "spool_reads_total", NULL, NONE,                                   \
+	  "Contents read from the state directory to be sent.")                                    \
+	X(SPOOL_ERRORS, COUNTER, "spool_errors_total", "operation", SPOOL_OP,                      \
+	  "What failed in the state directory.")                                                   \
+	X(SPOOL_SET_ASIDE, COUNTER, "spool_set_aside_total", NULL, NONE,                           \
+	  "Damaged and foreign files found in the state directory.")                               \
+	X(UNSPOOLED, COUNTER, "contents_unspooled_total", NULL, NONE,                              \
+	  "Contents taken into custody in memory since the state directory took none.")            \
+	X(UNSPOOLED_NOW, GAUGE, "contents_unspooled", NULL, NONE,                                  \
+	  "Contents in custody that are in memory alone, though there is a state directory.")      \
 	/* admission */                                                                            \
 	X(PLACES, GAUGE, "places_capacity", NULL, NONE, "Places for connections.")                 \
 	X(PLACES_CLASS, GAUGE, "places_used_by_class", "class", CLASS,                             \
