@@ -7,15 +7,17 @@
 #include <arpa/inet.h>
 #include <cmocka.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include "admin.h"
 #include "clock.h"
-#include "metrics.h"
+#include "log.h"
 
 #define PATIENCE (30 * USEC_PER_SEC)
 
@@ -25,44 +27,45 @@ struct fixture {
 	struct settings_address address;
 	struct admin_settings settings;
 	char dir[32], path[64];
-	unsigned int refreshed;
-	const char *wrong;
+	unsigned int asked, done;
+	int fails; /* what a page returns */
 };
 
-static void refresh(void *userdata)
+static int page(const struct admin_request *q, FILE *file, void *userdata)
 {
 	struct fixture *f = userdata;
 
-	metric_set(METRIC_CONTENTS_HELD, ++f->refreshed);
+	fprintf(file, "asked %u, cid %s\n", ++f->asked, admin_query(q, "cid") ?: "none");
+	return f->fails ? f->fails : 200;
 }
 
-static const char *health(void *userdata)
+static int act(const struct admin_request *q, FILE *file, void *userdata)
 {
-	return ((struct fixture *)userdata)->wrong;
+	struct fixture *f = userdata;
+
+	fprintf(file, "{\"done\":%u,\"cid\":%s}\n", ++f->done, admin_query(q, "cid") ?: "null");
+	return f->fails ? f->fails : 200;
 }
 
-static int status(FILE *file, void *userdata)
-{
-	return fprintf(file, "{\"refreshed\": %u}", ((struct fixture *)userdata)->refreshed) < 0
-		       ? -EIO
-		       : 0;
-}
+static const struct admin_page pages[] = {
+	{ "/open", ADMIN_OPEN, ADMIN_METRICS, page },
+	{ "/private", ADMIN_PRIVATE, ADMIN_JSON, page },
+	{ "/act", ADMIN_WRITE, ADMIN_JSON, act },
+};
 
 static int setup(void **state)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
 
 	assert_non_null(f);
-	metrics_reset();
 	strcpy(f->dir, "/tmp/test_admin.XXXXXX");
 	assert_non_null(mkdtemp(f->dir));
 	snprintf(f->path, sizeof(f->path), "%s/admin.sock", f->dir);
 	f->address = (struct settings_address){ .enabled = true, .host = "127.0.0.1" };
 	f->settings = (struct admin_settings){ .metrics = &f->address,
 					       .socket = f->path,
-					       .refresh = refresh,
-					       .health = health,
-					       .status = status,
+					       .pages = pages,
+					       .n_pages = ARRAY_SIZE(pages),
 					       .userdata = f };
 	assert_int_equal(sd_event_new(&f->event), 0);
 	*state = f;
@@ -75,6 +78,10 @@ static int start(void **state)
 
 	setup(state);
 	f = *state;
+	if (geteuid() == 0) {
+		f->settings.give_group = true;
+		f->settings.gid = 77;
+	}
 	assert_int_equal(admin_new(f->event, &f->settings, &f->admin), 0);
 	return 0;
 }
@@ -186,50 +193,134 @@ static void assert_contains(const char *answer, const char *what)
 
 /* ---- what is served ------------------------------------------------------------------------------ */
 
-static void metrics_are_served_on_both(void **state)
+static void open_pages_are_served_on_both(void **state)
 {
 	struct fixture *f = *state;
 
 	for (int local = 0; local < 2; local++) {
-		const char *answer = get(f, local, "/metrics");
+		const char *answer = get(f, local, "/open");
 
 		assert_begins(answer, "HTTP/1.1 200 ");
 		assert_contains(answer, "\r\nContent-Type: text/plain; version=0.0.4; "
 					"charset=utf-8\r\n");
-		assert_contains(answer, "\n# TYPE vsock_relay_sem_queue_size gauge\n");
+		assert_contains(answer, local ? "\r\n\r\nasked 2" : "\r\n\r\nasked 1");
 	}
 }
 
-static void metrics_are_refreshed_for_each_scrape(void **state)
+static void a_page_says_its_status(void **state)
 {
 	struct fixture *f = *state;
+	const char *answer;
 
-	assert_contains(get(f, false, "/metrics"), "\nvsock_relay_contents_held 1\n");
-	assert_contains(get(f, true, "/metrics"), "\nvsock_relay_contents_held 2\n");
-}
-
-static void health_says_what_is_wrong(void **state)
-{
-	struct fixture *f = *state;
-	const char *answer = get(f, false, "/healthz");
-
-	assert_begins(answer, "HTTP/1.1 200 ");
-	assert_contains(answer, "\r\n\r\nok\n");
-	f->wrong = "the disk is full";
-	answer = get(f, true, "/healthz");
+	f->fails = 503;
+	answer = get(f, false, "/open");
 	assert_begins(answer, "HTTP/1.1 503 ");
-	assert_contains(answer, "\r\n\r\nthe disk is full\n");
+	assert_contains(answer, "\r\n\r\nasked 1");
+	f->fails = -ENOMEM;
+	answer = get(f, false, "/open");
+	assert_begins(answer, "HTTP/1.1 500 ");
+	assert_contains(answer, "\r\n\r\nCannot allocate memory\n");
 }
 
-static void status_is_served_on_the_private_socket_alone(void **state)
+static void private_pages_are_served_on_the_socket_alone(void **state)
 {
 	struct fixture *f = *state;
-	const char *answer = get(f, true, "/status.json");
+	const char *answer = get(f, true, "/private?cid=42");
 
 	assert_begins(answer, "HTTP/1.1 200 ");
 	assert_contains(answer, "\r\nContent-Type: application/json\r\n");
-	assert_contains(answer, "\r\n\r\n{\"refreshed\": 0}");
-	assert_begins(get(f, false, "/status.json"), "HTTP/1.1 404 ");
+	assert_contains(answer, "\r\n\r\nasked 1, cid 42\n");
+	assert_begins(get(f, false, "/private"), "HTTP/1.1 404 ");
+	assert_int_equal(f->asked, 1);
+}
+
+static const char *post(struct fixture *f, bool local, const char *path, const char *body)
+{
+	static char request[256];
+
+	snprintf(
+		request, sizeof(request),
+		"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%s",
+		path, strlen(body), body);
+	return exchange(f, local, request)->answer;
+}
+
+static void acts_are_posts_on_the_socket_alone(void **state)
+{
+	struct fixture *f = *state;
+	const char *answer = post(f, true, "/act?cid=7", "");
+
+	assert_begins(answer, "HTTP/1.1 200 ");
+	assert_contains(answer, "\r\n\r\n{\"done\":1,\"cid\":7}\n");
+	answer = get(f, true, "/act?cid=7");
+	assert_begins(answer, "HTTP/1.1 405 ");
+	assert_contains(answer, "\r\nAllow: POST\r\n");
+	assert_begins(post(f, false, "/act?cid=7", ""), "HTTP/1.1 405 ");
+	assert_begins(get(f, false, "/act?cid=7"), "HTTP/1.1 404 ");
+	/* None of them has a body. */
+	assert_null(strstr(post(f, true, "/act?cid=7", "hello"), " 200 "));
+	f->fails = 409;
+	assert_begins(post(f, true, "/act", ""), "HTTP/1.1 409 ");
+	assert_int_equal(f->done, 2);
+}
+
+/* Runs the exchange as another user, in a process of its own. */
+static const char *post_as(struct fixture *f, uid_t uid, gid_t gid, gid_t also)
+{
+	static char answer[4096];
+	atomic_bool done = false;
+	int fds[2];
+	ssize_t n, len = 0;
+	pid_t pid;
+
+	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		static const char request[] = "POST /act HTTP/1.1\r\nHost: x\r\nConnection: close"
+					      "\r\nContent-Length: 0\r\n\r\n";
+		int fd;
+
+		if (setgroups(also ? 1 : 0, &also) < 0 || setresgid(gid, gid, gid) < 0 ||
+		    setresuid(uid, uid, uid) < 0)
+			_exit(1);
+		fd = dial(f, true);
+		if (fd < 0 || send(fd, request, strlen(request), MSG_NOSIGNAL) < 0)
+			_exit(2);
+		while ((n = recv(fd, answer, sizeof(answer), 0)) > 0)
+			if (write(fds[1], answer, (size_t)n) != n)
+				_exit(3);
+		_exit(0);
+	}
+	close(fds[1]);
+	assert_int_equal(fcntl(fds[0], F_SETFL, O_NONBLOCK), 0);
+	while (!atomic_load(&done)) {
+		assert_true(sd_event_run(f->event, 10 * USEC_PER_MSEC) >= 0);
+		n = read(fds[0], answer + len, sizeof(answer) - 1 - (size_t)len);
+		len += MAX(n, 0);
+		atomic_store(&done, n == 0);
+	}
+	answer[len] = '\0';
+	close(fds[0]);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	return answer;
+}
+
+static void acts_are_for_root_and_the_relays_own(void **state)
+{
+	struct fixture *f = *state;
+
+	if (geteuid() != 0)
+		skip();
+	/* Whatever the modes let through. */
+	assert_int_equal(chmod(f->dir, 0755), 0);
+	assert_int_equal(chmod(f->path, 0666), 0);
+	assert_begins(post_as(f, 0, 0, 0), "HTTP/1.1 200 ");
+	assert_begins(post_as(f, 4321, 4321, 0), "HTTP/1.1 403 ");
+	assert_begins(post_as(f, 4321, 77, 0), "HTTP/1.1 200 ");
+	assert_begins(post_as(f, 4321, 4321, 77), "HTTP/1.1 200 ");
+	assert_begins(post_as(f, 4321, 4321, 78), "HTTP/1.1 403 ");
+	assert_int_equal(f->done, 3);
 }
 
 static void other_paths_are_not_found(void **state)
@@ -237,25 +328,25 @@ static void other_paths_are_not_found(void **state)
 	struct fixture *f = *state;
 
 	assert_begins(get(f, false, "/"), "HTTP/1.1 404 ");
-	assert_begins(get(f, false, "/metrics/"), "HTTP/1.1 404 ");
+	assert_begins(get(f, false, "/open/"), "HTTP/1.1 404 ");
 	assert_begins(get(f, true, "/../etc/passwd"), "HTTP/1.1 404 ");
 }
 
 static void query_is_ignored(void **state)
 {
-	assert_begins(get(*state, false, "/healthz?verbose=1"), "HTTP/1.1 200 ");
+	assert_begins(get(*state, false, "/open?verbose=1"), "HTTP/1.1 200 ");
 }
 
 static void head_has_no_body(void **state)
 {
 	const char *answer = exchange(*state, false,
-				      "HEAD /healthz HTTP/1.1\r\nHost: x\r\n"
+				      "HEAD /open HTTP/1.1\r\nHost: x\r\n"
 				      "Connection: close\r\n\r\n")
 				     ->answer;
 
 	assert_begins(answer, "HTTP/1.1 200 ");
-	assert_contains(answer, "\r\nContent-Length: 3\r\n");
-	assert_null(strstr(answer, "\r\n\r\nok"));
+	assert_contains(answer, "\r\nContent-Length: 18\r\n");
+	assert_null(strstr(answer, "\r\n\r\nasked"));
 }
 
 static void nothing_but_get_and_head(void **state)
@@ -267,7 +358,7 @@ static void nothing_but_get_and_head(void **state)
 		const struct exchange *x;
 
 		snprintf(request, sizeof(request),
-			 "%s /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+			 "%s /open HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
 			 methods[i]);
 		x = exchange(*state, false, request);
 		assert_begins(x->answer, "HTTP/1.1 405 ");
@@ -279,9 +370,9 @@ static void nothing_but_get_and_head(void **state)
 static void several_requests_on_one_connection(void **state)
 {
 	const char *answer = exchange(*state, false,
-				      "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+				      "GET /open HTTP/1.1\r\nHost: x\r\n\r\n"
 				      "GET /none HTTP/1.1\r\nHost: x\r\n\r\n"
-				      "GET /healthz HTTP/1.1\r\nHost: x\r\n"
+				      "GET /open HTTP/1.1\r\nHost: x\r\n"
 				      "Connection: close\r\n\r\n")
 				     ->answer;
 
@@ -304,7 +395,7 @@ static void garbage_ends_the_connection(void **state)
 	memcpy(large, "GET /", 5);
 	x = exchange(*state, false, large);
 	assert_null(strstr(x->answer, " 200 "));
-	assert_contains(get(*state, false, "/healthz"), "\nok\n");
+	assert_contains(get(*state, false, "/open"), "\nasked ");
 }
 
 /* More silent clients than connections: the rest waits, and is served when they are given up. */
@@ -320,8 +411,8 @@ static void silent_clients_hold_nobody_up_for_long(void **state)
 		if (i % 2)
 			assert_int_equal(send(fds[i], "GET /", 5, MSG_NOSIGNAL), 5);
 	}
-	assert_contains(get(f, true, "/healthz"), "\nok\n"); /* the other listener */
-	assert_contains(get(f, false, "/healthz"), "\nok\n");
+	assert_contains(get(f, true, "/open"), "\nasked "); /* the other listener */
+	assert_contains(get(f, false, "/open"), "\nasked ");
 	assert_true(clock_usec() - begin > ADMIN_TIMEOUT_S * USEC_PER_SEC / 2);
 	for (size_t i = 0; i < ARRAY_SIZE(fds); i++)
 		safe_close(fds[i]);
@@ -332,7 +423,7 @@ static void idle_server_does_not_spin(void **state)
 	struct fixture *f = *state;
 	unsigned int turns = 0;
 
-	get(f, false, "/metrics");
+	get(f, false, "/open");
 	for (uint64_t end = clock_usec() + 300 * USEC_PER_MSEC; clock_usec() < end; turns++)
 		assert_true(sd_event_run(f->event, 50 * USEC_PER_MSEC) >= 0);
 	assert_in_range(turns, 1, 30);
@@ -347,6 +438,7 @@ static void socket_is_for_owner_and_group(void **state)
 
 	assert_int_equal(stat(f->path, &st), 0);
 	assert_int_equal(st.st_mode & 0777, 0660);
+	assert_int_equal(st.st_gid, geteuid() == 0 ? 77 : getegid());
 }
 
 static void socket_in_use_is_an_error(void **state)
@@ -362,7 +454,7 @@ static void socket_in_use_is_an_error(void **state)
 	assert_int_equal(admin_new(f->event, &s, &second), -EADDRINUSE);
 	assert_null(second);
 	assert_int_equal(access(f->path, F_OK), 0);
-	assert_contains(get(f, true, "/healthz"), "\nok\n");
+	assert_contains(get(f, true, "/open"), "\nasked ");
 }
 
 static void socket_left_behind_is_replaced(void **state)
@@ -375,7 +467,7 @@ static void socket_left_behind_is_replaced(void **state)
 	assert_int_equal(bind(fd, (struct sockaddr *)&un, sizeof(un)), 0);
 	safe_close(fd);
 	assert_int_equal(admin_new(f->event, &f->settings, &f->admin), 0);
-	assert_contains(get(f, true, "/healthz"), "\nok\n");
+	assert_contains(get(f, true, "/open"), "\nasked ");
 }
 
 static void file_that_is_no_socket_is_left_alone(void **state)
@@ -428,7 +520,7 @@ static void every_address_serves_loopback_too(void **state)
 
 	*f->address.host = '\0';
 	assert_int_equal(admin_new(f->event, &f->settings, &f->admin), 0);
-	assert_contains(get(f, false, "/healthz"), "\nok\n");
+	assert_contains(get(f, false, "/open"), "\nasked ");
 }
 
 static void nothing_to_listen_on_is_fine(void **state)
@@ -446,10 +538,11 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 #define SERVED(test) cmocka_unit_test_setup_teardown(test, start, teardown)
 #define ALONE(test)  cmocka_unit_test_setup_teardown(test, setup, teardown)
-		SERVED(metrics_are_served_on_both),
-		SERVED(metrics_are_refreshed_for_each_scrape),
-		SERVED(health_says_what_is_wrong),
-		SERVED(status_is_served_on_the_private_socket_alone),
+		SERVED(open_pages_are_served_on_both),
+		SERVED(a_page_says_its_status),
+		SERVED(private_pages_are_served_on_the_socket_alone),
+		SERVED(acts_are_posts_on_the_socket_alone),
+		SERVED(acts_are_for_root_and_the_relays_own),
 		SERVED(other_paths_are_not_found),
 		SERVED(query_is_ignored),
 		SERVED(head_has_no_body),

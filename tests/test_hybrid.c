@@ -68,7 +68,7 @@ static int start(struct world *w, const char *yaml)
 	settings_free(w->settings);
 	w->settings = NULL;
 	r = settings_parse(1, argv, envp, "test", text, strlen(text), &w->settings, &errors);
-	settings_errors_print(&errors, stderr);
+	settings_errors_log(&errors, "");
 	settings_errors_done(&errors);
 	assert_int_equal(r, 0);
 	return hybrid_new(w->in.event, w->in.ingest, w->settings, &w->hybrid);

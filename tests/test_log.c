@@ -6,8 +6,11 @@
 
 #include <cmocka.h>
 #include <fcntl.h>
+#include <jansson.h>
+#include <sys/stat.h>
 
 #include "log.h"
+#include "log_journal.h"
 
 static int stderr_was = -1, pipe_fd = -1;
 static char said[8192];
@@ -119,6 +122,118 @@ static void the_journal_is_told_the_level(void **state _unused_)
 	unsetenv("JOURNAL_STREAM");
 }
 
+static void json_is_an_object_a_line(void **state _unused_)
+{
+	const struct vsr_vm_id vm = { .ns = 1, .cid = 42 };
+	const struct log_about about = {
+		.vm = &vm, .reason = "zero_length", .generation = 7, .held_back = 3
+	};
+	json_t *line;
+	char *next;
+
+	log_set_format(LOG_FORMAT_JSON);
+	listen_in();
+	log_write_about(LOG_NOTICE, &about, "it says \"%s\" \\ \xc3\xa4\xff\n", "x");
+	log_error_errno(ENOENT, "no file");
+	log_set_format(LOG_FORMAT_TEXT);
+	heard();
+	next = strchr(said, '\n');
+	assert_non_null(next);
+	*next++ = '\0';
+	line = json_loads(said, 0, NULL);
+	assert_non_null(line);
+	assert_string_equal(json_string_value(json_object_get(line, "level")), "notice");
+	assert_string_equal(json_string_value(json_object_get(line, "message")),
+			    "it says \"x\" \\ \xc3\xa4?\?");
+	assert_string_equal(json_string_value(json_object_get(line, "vm")), "1:42");
+	assert_string_equal(json_string_value(json_object_get(line, "reason")), "zero_length");
+	assert_int_equal(json_integer_value(json_object_get(line, "generation")), 7);
+	assert_int_equal(json_integer_value(json_object_get(line, "held_back")), 3);
+	assert_int_equal(strlen(json_string_value(json_object_get(line, "time"))), 27);
+	json_decref(line);
+	line = json_loads(next, 0, NULL);
+	assert_non_null(line);
+	assert_string_equal(json_string_value(json_object_get(line, "message")),
+			    "no file: No such file or directory");
+	assert_int_equal(json_object_size(line), 3);
+	json_decref(line);
+}
+
+static struct log_entry taken;
+static int taking;
+
+static int take(const struct log_entry *e)
+{
+	taken = *e;
+	taken.message = e->level == LOG_INFO ? "info" : "other";
+	return taking;
+}
+
+static void a_sink_takes_entries_and_standard_error_those_that_fail(void **state _unused_)
+{
+	const struct vsr_vm_id vm = { .cid = 42 };
+
+	log_set_sink(take);
+	listen_in();
+	taking = 0;
+	log_write_about(LOG_INFO, &(struct log_about){ .vm = &vm }, "taken");
+	assert_string_equal(taken.message, "info");
+	assert_int_equal(taken.about.vm->cid, 42);
+	taking = -ENOENT;
+	log_info("not taken");
+	log_set_sink(NULL);
+	assert_string_equal(heard(), "not taken\n");
+}
+
+static void who_asked_hears_it_too(void **state _unused_)
+{
+	_cleanup_free_ char *text = NULL;
+	size_t len;
+	FILE *f = open_memstream(&text, &len);
+
+	assert_non_null(f);
+	listen_in();
+	log_info("before");
+	log_copy_to(f);
+	log_info("one");
+	log_debug("hidden");
+	log_error_errno(EIO, "two");
+	log_copy_to(NULL);
+	log_info("after");
+	fclose(f);
+	assert_string_equal(text, "one\ntwo: Input/output error\n");
+	assert_string_equal(heard(), "before\none\ntwo: Input/output error\nafter\n");
+}
+
+static void levels_have_names(void **state _unused_)
+{
+	for (int level = LOG_ERR; level <= LOG_DEBUG; level++)
+		assert_int_equal(log_level_from_name(log_level_name(level)), level);
+	assert_int_equal(log_level_from_name("loud"), -EINVAL);
+	assert_null(log_level_name(LOG_CRIT));
+	assert_null(log_level_name(8));
+}
+
+static void only_the_stream_that_systemd_names_is_the_journal(void **state _unused_)
+{
+	char text[64];
+	struct stat st;
+
+	assert_false(log_journal_is_ours());
+	assert_int_equal(fstat(STDERR_FILENO, &st), 0);
+	snprintf(text, sizeof(text), "%llu:%llu", (unsigned long long)st.st_dev,
+		 (unsigned long long)st.st_ino);
+	setenv("JOURNAL_STREAM", text, 1);
+	assert_true(log_journal_is_ours());
+	snprintf(text, sizeof(text), "%llu:%llu", (unsigned long long)st.st_dev,
+		 (unsigned long long)st.st_ino + 1);
+	setenv("JOURNAL_STREAM", text, 1);
+	assert_false(log_journal_is_ours());
+	setenv("JOURNAL_STREAM", "nonsense", 1);
+	assert_false(log_journal_is_ours());
+	unsetenv("JOURNAL_STREAM");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -129,6 +244,12 @@ int main(void)
 		cmocka_unit_test_setup(the_error_is_named_and_returned_negative, setup),
 		cmocka_unit_test_setup(errno_is_kept, setup),
 		cmocka_unit_test_setup(the_journal_is_told_the_level, setup),
+		cmocka_unit_test_setup(json_is_an_object_a_line, setup),
+		cmocka_unit_test_setup(a_sink_takes_entries_and_standard_error_those_that_fail,
+				       setup),
+		cmocka_unit_test_setup(who_asked_hears_it_too, setup),
+		cmocka_unit_test_setup(levels_have_names, setup),
+		cmocka_unit_test_setup(only_the_stream_that_systemd_names_is_the_journal, setup),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -111,7 +111,8 @@ static void label_values_are_those_of_their_enums(void **state)
 		{ METRIC_DUPLICATES, METRIC_DAEMON, "duplicates_total{place=\"daemon\"}" },
 		{ METRIC_DROPPED, METRIC_DROPPED_INTERNAL,
 		  "reports_dropped_total{reason=\"internal\"}" },
-		{ METRIC_CONTENTS_ENDED, METRIC_ENDED_TTL, "contents_ended_total{how=\"ttl\"}" },
+		{ METRIC_CONTENTS_ENDED, METRIC_ENDED_OPERATOR,
+		  "contents_ended_total{how=\"operator\"}" },
 		{ METRIC_BYTES, METRIC_BYTES_REFUSED, "report_bytes_total{outcome=\"refused\"}" },
 		{ METRIC_CACHE_REMOVALS, METRIC_REMOVED_TTL,
 		  "cache_removals_total{reason=\"ttl\"}" },
@@ -377,6 +378,69 @@ static void promtool_finds_nothing_to_complain_about(void **state)
 	assert_int_not_equal(promtool("# HELP a b\n# TYPE a counter\na 1\n"), 0);
 }
 
+/* ---- the specification's list ------------------------------------------------------------------ */
+
+static void assert_series(const char *text, const char *name, const char *type, const char *label,
+			  const char *value)
+{
+	bool histogram = streq(type, "histogram");
+	char line[512];
+
+	snprintf(line, sizeof(line), "\n# TYPE %s %s\n", name, type);
+	if (!strstr(text, line))
+		fail_msg("missing: %s", line + 1);
+	if (streq(label, "-"))
+		snprintf(line, sizeof(line), "\n%s%s", name, histogram ? "_bucket{le=\"" : " ");
+	else if (streq(value, "*"))
+		snprintf(line, sizeof(line), "\n%s{%s=\"", name, label);
+	else
+		snprintf(line, sizeof(line), "\n%s%s{%s=\"%s\"%s", name, histogram ? "_bucket" : "",
+			 label, value, histogram ? ",le=" : "} ");
+	if (!strstr(text, line))
+		fail_msg("missing: %s", line + 1);
+}
+
+static void assert_metric(const char *text, const char *name, const char *type, const char *label,
+			  const char *values)
+{
+	char copy[256], *rest = copy;
+
+	snprintf(copy, sizeof(copy), "%s", values);
+	for (char *value; (value = strsep(&rest, "|"));)
+		assert_series(text, name, type, label, value);
+}
+
+static void every_metric_of_the_specification_is_there_with_its_labels(void **state)
+{
+	_cleanup_free_ char *ours = NULL, *theirs = NULL;
+	_cleanup_fclose_ FILE *f = fopen("tests/spec-metrics.txt", "re");
+	unsigned int n = 0, n_theirs = 0;
+	char line[512];
+
+	(void)state;
+	assert_non_null(f);
+	ours = render();
+	metrics_set_prefix(METRICS_PREFIX_REFERENCE);
+	theirs = render();
+	while (fgets(line, sizeof(line), f)) {
+		char name[128], type[16], label[16], values[256], reference[128], full[256];
+		int fields = sscanf(line, "%127s %15s %15s %255s = %127s", name, type, label,
+				    values, reference);
+
+		if (*line == '#')
+			continue;
+		assert_true(fields >= 4);
+		snprintf(full, sizeof(full), "%s%s", *name == '=' ? "" : "vsock_relay_",
+			 name + (*name == '='));
+		assert_metric(ours, full, type, label, values);
+		if (fields == 5)
+			assert_metric(theirs, reference, type, label, values);
+		n++;
+		n_theirs += fields == 5;
+	}
+	assert_true(n > 30 && n_theirs == 18);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -394,6 +458,8 @@ int main(void)
 		cmocka_unit_test_setup(figures_of_bpf_go_where_they_belong, fresh),
 		cmocka_unit_test_setup(process_figures_are_plausible, fresh),
 		cmocka_unit_test_setup(build_info_names_the_version, fresh),
+		cmocka_unit_test_setup(every_metric_of_the_specification_is_there_with_its_labels,
+				       fresh),
 		cmocka_unit_test_setup(promtool_finds_nothing_to_complain_about, fresh),
 	};
 

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <syslog.h>
 
+#include "log.h"
 #include "settings.h"
 #include "tracker.h"
 #include "yaml_tree.h"
@@ -66,7 +67,7 @@ static void done(struct load *l)
 static void assert_good(const struct load *l)
 {
 	if (l->r != 0) {
-		settings_errors_print(&l->errors, stderr);
+		settings_errors_log(&l->errors, "");
 		fail_msg("refused");
 	}
 	assert_int_equal(l->errors.n, 0);
@@ -498,32 +499,38 @@ static void test_errors_are_collected_up_to_a_bound(void **state)
 	done(&l);
 }
 
-static void test_messages_are_printed_a_line_each(void **state)
+static char heard[2000];
+
+static int hear(const struct log_entry *e)
 {
-	_cleanup_free_ char *text = NULL;
+	snprintf(heard + strlen(heard), sizeof(heard) - strlen(heard), "%d %s\n", e->level,
+		 e->message);
+	return 0;
+}
+
+static void test_messages_are_logged_a_line_each(void **state)
+{
 	struct load l = {};
-	size_t size;
-	FILE *out;
 
 	(void)state;
 	env(&l, "VSOCK_RELAY_X=1");
 	parse(&l, "bpf: x\nuser:\n");
-	out = open_memstream(&text, &size);
-	assert_non_null(out);
-	settings_errors_print(&l.errors, out);
+	log_set_sink(hear);
+	heard[0] = '\0';
+	settings_errors_log(&l.errors, "");
 	l.errors.n_left_off = 1;
-	settings_errors_print(&l.errors, out);
-	fclose(out);
-	assert_string_equal(text,
-			    "relayd.yaml:1:6: bpf: 'x'; expected auto, required or off\n"
-			    "relayd.yaml:2:6: user: no value (leave the key out for its default); "
-			    "expected a name or number of at most 32 characters, or nothing\n"
-			    "warning: environment 'VSOCK_RELAY_X': no such setting, ignored\n"
-			    "relayd.yaml:1:6: bpf: 'x'; expected auto, required or off\n"
-			    "relayd.yaml:2:6: user: no value (leave the key out for its default); "
-			    "expected a name or number of at most 32 characters, or nothing\n"
-			    "warning: environment 'VSOCK_RELAY_X': no such setting, ignored\n"
-			    "and more; 3 are shown\n");
+	settings_errors_log(&l.errors, "reload: ");
+	log_set_sink(NULL);
+	assert_string_equal(
+		heard, "3 relayd.yaml:1:6: bpf: 'x'; expected auto, required or off\n"
+		       "3 relayd.yaml:2:6: user: no value (leave the key out for its default); "
+		       "expected a name or number of at most 32 characters, or nothing\n"
+		       "4 environment 'VSOCK_RELAY_X': no such setting, ignored\n"
+		       "3 reload: relayd.yaml:1:6: bpf: 'x'; expected auto, required or off\n"
+		       "3 reload: relayd.yaml:2:6: user: no value (leave the key out for its "
+		       "default); expected a name or number of at most 32 characters, or nothing\n"
+		       "4 reload: environment 'VSOCK_RELAY_X': no such setting, ignored\n"
+		       "3 reload: and more; 3 are shown\n");
 	done(&l);
 }
 
@@ -1412,7 +1419,7 @@ int main(void)
 		cmocka_unit_test(test_depth_and_number_of_values_are_bounded),
 		cmocka_unit_test(test_a_zero_byte_ends_no_value),
 		cmocka_unit_test(test_errors_are_collected_up_to_a_bound),
-		cmocka_unit_test(test_messages_are_printed_a_line_each),
+		cmocka_unit_test(test_messages_are_logged_a_line_each),
 		cmocka_unit_test(test_text_from_outside_is_shown_short_and_printable),
 		cmocka_unit_test(test_sizes_have_units_and_bounds),
 		cmocka_unit_test(test_numbers_are_plain_decimals_within_bounds),

@@ -191,25 +191,6 @@ static void test_all_records_are_seen_once(void **state)
 	assert_int_equal(n, 100);
 }
 
-static void test_refusals_are_logged_once_per_vm_per_10_seconds(void **state)
-{
-	_cleanup_(vm_table_freep)
-	struct vm_table *t = table(2);
-	struct vm *a = obtain(t, 10, NOW), *b = obtain(t, 11, NOW);
-	uint32_t unlogged = 99;
-
-	(void)state;
-	assert_true(vm_log_refusal(a, 0, &unlogged));
-	assert_int_equal(unlogged, 0);
-	assert_false(vm_log_refusal(a, 1, &unlogged));
-	assert_true(vm_log_refusal(b, 1, &unlogged));
-	for (int i = 0; i < 41; i++)
-		assert_false(vm_log_refusal(a, 9 * USEC_PER_SEC, &unlogged));
-	assert_true(vm_log_refusal(a, 10 * USEC_PER_SEC + 1, &unlogged));
-	assert_int_equal(unlogged, 42);
-	assert_false(vm_log_refusal(a, 10 * USEC_PER_SEC + 2, &unlogged));
-}
-
 static void test_exported_state_shows_a_digest_only_of_a_valid_record(void **state)
 {
 	_cleanup_(vm_table_freep)
@@ -248,7 +229,6 @@ int main(void)
 		cmocka_unit_test(test_record_is_kept_until_idle_for_24_hours),
 		cmocka_unit_test(test_table_holds_16384_records_of_less_than_512_bytes),
 		cmocka_unit_test(test_all_records_are_seen_once),
-		cmocka_unit_test(test_refusals_are_logged_once_per_vm_per_10_seconds),
 		cmocka_unit_test(test_exported_state_shows_a_digest_only_of_a_valid_record),
 	};
 

@@ -7,20 +7,26 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#include "metrics.h"
+#include "log.h"
+#include "tls.h"
 
 #define BACKLOG	       64
 #define REQUEST_MEMORY (16 * KIB)
 #define SOCKET_MODE    0660
+/* Of GnuTLS, which libmicrohttpd uses. */
+#define TLS_PRIORITIES "SECURE128:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
+#define GROUPS_MAX     256
 
 /* One listening socket with its HTTP daemon. */
 struct server {
 	struct admin *admin;
+	sd_event *event; /* the admin's */
 	struct MHD_Daemon *http;
 	sd_event_source *io;	/* the epoll descriptor that the HTTP daemon waits on */
 	sd_event_source *timer; /* when it wants to run without input */
 	bool full;		/* had all its connections when it ran last */
-	bool private;		/* may say what VMs there are */
+	bool private;		/* the AF_UNIX socket */
+	struct tls_pair pair;	/* with texts: HTTPS */
 };
 
 enum { SERVER_ADDRESS, SERVER_SOCKET, SERVER_MAX };
@@ -38,13 +44,19 @@ struct admin {
 struct answer {
 	unsigned int status;
 	const char *type;
-	char *text; /* freed by libmicrohttpd */
+	const char *allow; /* methods, if this one is not */
+	char *text;	   /* freed by libmicrohttpd */
 	size_t len;
 };
 
-#define TYPE_TEXT    "text/plain; charset=utf-8"
-#define TYPE_METRICS "text/plain; version=0.0.4; charset=utf-8"
-#define TYPE_JSON    "application/json"
+struct admin_request {
+	struct MHD_Connection *connection;
+};
+
+const char *admin_query(const struct admin_request *q, const char *key)
+{
+	return MHD_lookup_connection_value(q->connection, MHD_GET_ARGUMENT_KIND, key);
+}
 
 static int answer_text(unsigned int status, const char *text, struct answer *ret)
 {
@@ -53,72 +65,74 @@ static int answer_text(unsigned int status, const char *text, struct answer *ret
 
 	if (n < 0)
 		return -ENOMEM;
-	*ret = (struct answer){ status, TYPE_TEXT, line, (size_t)n };
+	*ret = (struct answer){ status, ADMIN_TEXT, NULL, line, (size_t)n };
 	return 0;
 }
 
-static int answer_metrics(struct server *s, struct answer *ret)
+static int answer_page(struct server *s, const struct admin_page *page,
+		       struct MHD_Connection *connection, struct answer *ret)
 {
-	const struct admin_settings *settings = &s->admin->settings;
-	struct answer answer = { .status = MHD_HTTP_OK, .type = TYPE_METRICS };
+	const struct admin_request q = { .connection = connection };
+	struct answer answer = { .type = page->type };
+	FILE *f = open_memstream(&answer.text, &answer.len);
 	int r;
 
-	if (settings->refresh)
-		settings->refresh(settings->userdata);
-	r = metrics_render(&answer.text, &answer.len);
-	if (r < 0)
-		return r;
-	*ret = answer;
-	return 0;
-}
-
-static int answer_health(struct server *s, struct answer *ret)
-{
-	const struct admin_settings *settings = &s->admin->settings;
-	const char *wrong = settings->health ? settings->health(settings->userdata) : NULL;
-
-	return wrong ? answer_text(MHD_HTTP_SERVICE_UNAVAILABLE, wrong, ret)
-		     : answer_text(MHD_HTTP_OK, "ok", ret);
-}
-
-static int answer_status(struct server *s, struct answer *ret)
-{
-	const struct admin_settings *settings = &s->admin->settings;
-	struct answer answer = { .status = MHD_HTTP_OK, .type = TYPE_JSON };
-	FILE *f;
-	int r;
-
-	if (!s->private || !settings->status)
-		return answer_text(MHD_HTTP_NOT_FOUND, "not found", ret);
-	f = open_memstream(&answer.text, &answer.len);
 	if (!f)
 		return -ENOMEM;
-	r = settings->status(f, settings->userdata);
-	if (fclose(f) != 0 && r == 0)
+	r = page->answer(&q, f, s->admin->settings.userdata);
+	if (fclose(f) != 0 && r >= 0)
 		r = -ENOMEM;
 	if (r < 0) {
 		free(answer.text);
-		return r;
+		return answer_text(MHD_HTTP_INTERNAL_SERVER_ERROR, strerror(-r), ret);
 	}
+	answer.status = (unsigned int)r;
 	*ret = answer;
 	return 0;
 }
 
-static int answer_path(struct server *s, const char *path, struct answer *ret)
+/* The page that this listener has at the path. */
+static const struct admin_page *find_page(const struct server *s, const char *path)
 {
-	static const struct {
-		const char *path;
-		int (*answer)(struct server *s, struct answer *ret);
-	} paths[] = {
-		{ "/metrics", answer_metrics },
-		{ "/healthz", answer_health },
-		{ "/status.json", answer_status },
-	};
+	const struct admin_settings *settings = &s->admin->settings;
 
-	for (size_t i = 0; i < ARRAY_SIZE(paths); i++)
-		if (streq(path, paths[i].path))
-			return paths[i].answer(s, ret);
-	return answer_text(MHD_HTTP_NOT_FOUND, "not found", ret);
+	for (size_t i = 0; i < settings->n_pages; i++) {
+		const struct admin_page *page = &settings->pages[i];
+
+		if (streq(path, page->path) && (s->private || page->access == ADMIN_OPEN))
+			return page;
+	}
+	return NULL;
+}
+
+static bool has_group(int fd, gid_t gid)
+{
+	gid_t groups[GROUPS_MAX];
+	socklen_t len = sizeof(groups);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len) < 0)
+		return false;
+	for (size_t i = 0; i < len / sizeof(gid_t); i++)
+		if (groups[i] == gid)
+			return true;
+	return false;
+}
+
+/* The socket's mode says the same; this holds also if somebody has changed it. */
+static bool may_write(const struct server *s, struct MHD_Connection *connection)
+{
+	const union MHD_ConnectionInfo *info =
+		MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+	struct ucred peer;
+	socklen_t len = sizeof(peer);
+	const struct admin *a = s->admin;
+
+	if (!info || getsockopt(info->connect_fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
+		return false;
+	if (peer.uid == 0 || peer.uid == geteuid())
+		return true;
+	return a->settings.give_group &&
+	       (peer.gid == a->settings.gid || has_group(info->connect_fd, a->settings.gid));
 }
 
 /* ---- libmicrohttpd ----------------------------------------------------------------------------- */
@@ -136,11 +150,38 @@ static enum MHD_Result queue(struct MHD_Connection *connection, const struct ans
 	}
 	MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, answer->type);
 	MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
-	if (answer->status == MHD_HTTP_METHOD_NOT_ALLOWED)
-		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, "GET, HEAD");
+	if (answer->allow)
+		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, answer->allow);
 	result = MHD_queue_response(connection, answer->status, response);
 	MHD_destroy_response(response);
 	return result;
+}
+
+/* What is wrong with a request before its page is asked. Returns 0: nothing; 1: *ret says it;
+ * negative errno. */
+static int refuse(struct server *s, struct MHD_Connection *connection,
+		  const struct admin_page *page, const char *method, struct answer *ret)
+{
+	bool read = streq(method, MHD_HTTP_METHOD_GET) || streq(method, MHD_HTTP_METHOD_HEAD);
+	bool write = page && page->access == ADMIN_WRITE;
+	int r;
+
+	if (write ? !streq(method, MHD_HTTP_METHOD_POST) : !read) {
+		r = answer_text(MHD_HTTP_METHOD_NOT_ALLOWED,
+				write ? "POST only" : "GET and HEAD only", ret);
+		ret->allow = write ? "POST" : "GET, HEAD";
+		return r < 0 ? r : 1;
+	}
+	if (!page) {
+		r = answer_text(MHD_HTTP_NOT_FOUND, "not found", ret);
+		return r < 0 ? r : 1;
+	}
+	if (write && !may_write(s, connection)) {
+		r = answer_text(MHD_HTTP_FORBIDDEN,
+				"for root, the user and the group of the relay only", ret);
+		return r < 0 ? r : 1;
+	}
+	return 0;
 }
 
 /* Called for the header of a request, with *state NULL, and again when its body, if any, has been
@@ -152,21 +193,29 @@ static enum MHD_Result on_request(void *userdata, struct MHD_Connection *connect
 {
 	static char seen;
 	struct server *s = userdata;
-	struct answer answer;
+	const struct admin_page *page = find_page(s, path);
+	struct answer answer = { 0 };
 	int r;
 
-	if (!streq(method, MHD_HTTP_METHOD_GET) && !streq(method, MHD_HTTP_METHOD_HEAD)) {
-		/* Answered at once: the body is not waited for, the connection ends. */
-		r = answer_text(MHD_HTTP_METHOD_NOT_ALLOWED, "GET and HEAD only", &answer);
-		return r < 0 ? MHD_NO : queue(connection, &answer);
-	}
 	if (!*state) {
 		*state = &seen;
+		/* Refused at once: the body is not waited for, the connection ends. */
+		r = refuse(s, connection, page, method, &answer);
+		if (r < 0)
+			return MHD_NO;
+		/* A HEAD or GET is answered in the second call, as libmicrohttpd wants it, so that
+		 * the connection goes on. */
+		if (r > 0 && !streq(method, MHD_HTTP_METHOD_GET) &&
+		    !streq(method, MHD_HTTP_METHOD_HEAD))
+			return queue(connection, &answer);
+		free(answer.text);
 		return MHD_YES;
 	}
-	if (*body_len > 0) /* a GET with a body: nobody needs that */
+	if (*body_len > 0) /* nobody needs one */
 		return MHD_NO;
-	r = answer_path(s, path, &answer);
+	r = refuse(s, connection, page, method, &answer);
+	if (r == 0)
+		r = answer_page(s, page, connection, &answer);
 	return r < 0 ? MHD_NO : queue(connection, &answer);
 }
 
@@ -212,26 +261,34 @@ static int on_timer(sd_event_source *source _unused_, uint64_t usec _unused_, vo
 }
 
 /* Takes fd over, also on failure: libmicrohttpd closes it with its daemon. */
-static int server_start(struct server *s, sd_event *event, int fd)
+static int server_start(struct server *s, int fd)
 {
 	const union MHD_DaemonInfo *info;
+	struct MHD_OptionItem tls[] = {
+		{ MHD_OPTION_HTTPS_MEM_CERT, 0, s->pair.certificate },
+		{ MHD_OPTION_HTTPS_MEM_KEY, 0, s->pair.key },
+		{ MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)TLS_PRIORITIES },
+		{ MHD_OPTION_END, 0, NULL },
+	};
 	int r;
 
-	s->http =
-		MHD_start_daemon(MHD_USE_EPOLL, 0, NULL, NULL, on_request, s,
-				 MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT,
-				 (unsigned int)ADMIN_CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
-				 (unsigned int)ADMIN_TIMEOUT_S, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-				 (size_t)REQUEST_MEMORY, MHD_OPTION_END);
+	if (!s->pair.certificate)
+		tls[0] = (struct MHD_OptionItem){ MHD_OPTION_END, 0, NULL };
+	s->http = MHD_start_daemon(MHD_USE_EPOLL | (s->pair.certificate ? MHD_USE_TLS : 0), 0, NULL,
+				   NULL, on_request, s, MHD_OPTION_LISTEN_SOCKET, fd,
+				   MHD_OPTION_CONNECTION_LIMIT, (unsigned int)ADMIN_CONNECTIONS,
+				   MHD_OPTION_CONNECTION_TIMEOUT, (unsigned int)ADMIN_TIMEOUT_S,
+				   MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)REQUEST_MEMORY,
+				   MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
 	if (!s->http)
 		return -ENOMEM;
 	info = MHD_get_daemon_info(s->http, MHD_DAEMON_INFO_EPOLL_FD);
 	if (!info)
 		return -EOPNOTSUPP;
-	r = sd_event_add_io(event, &s->io, info->epoll_fd, EPOLLIN, on_io, s);
+	r = sd_event_add_io(s->event, &s->io, info->epoll_fd, EPOLLIN, on_io, s);
 	if (r < 0)
 		return r;
-	r = sd_event_add_time_relative(event, &s->timer, CLOCK_MONOTONIC, 0, 0, on_timer, s);
+	r = sd_event_add_time_relative(s->event, &s->timer, CLOCK_MONOTONIC, 0, 0, on_timer, s);
 	return r < 0 ? r : arm(s);
 }
 
@@ -360,7 +417,8 @@ static int listen_unix(struct admin *a, const char *path)
 	if (fd < 0)
 		return fd;
 	a->path = strdup(path);
-	if (!a->path || lstat(path, &a->own) < 0) {
+	if (!a->path || lstat(path, &a->own) < 0 ||
+	    (a->settings.give_group && lchown(path, (uid_t)-1, a->settings.gid) < 0)) {
 		int r = a->path ? -errno : -ENOMEM;
 
 		safe_close(fd);
@@ -378,6 +436,11 @@ static void remove_own_socket(const struct admin *a)
 		(void)unlink(a->path);
 }
 
+static bool has_tls(const struct admin_settings *s)
+{
+	return s->certificate && *s->certificate;
+}
+
 int admin_new(sd_event *event, const struct admin_settings *s, struct admin **ret)
 {
 	_cleanup_(admin_freep)
@@ -387,18 +450,25 @@ int admin_new(sd_event *event, const struct admin_settings *s, struct admin **re
 	if (!a)
 		return -ENOMEM;
 	a->settings = *s;
-	for (size_t i = 0; i < SERVER_MAX; i++)
+	for (size_t i = 0; i < SERVER_MAX; i++) {
 		a->servers[i].admin = a;
+		a->servers[i].event = event;
+	}
 	a->servers[SERVER_SOCKET].private = true;
 	if (s->metrics && s->metrics->enabled) {
+		if (has_tls(s)) {
+			r = tls_pair_read(s->certificate, s->key, &a->servers[SERVER_ADDRESS].pair);
+			if (r < 0)
+				return r;
+		}
 		fd = listen_tcp(a, s->metrics);
-		r = fd < 0 ? fd : server_start(&a->servers[SERVER_ADDRESS], event, fd);
+		r = fd < 0 ? fd : server_start(&a->servers[SERVER_ADDRESS], fd);
 		if (r < 0)
 			return r;
 	}
 	if (s->socket && *s->socket) {
 		fd = listen_unix(a, s->socket);
-		r = fd < 0 ? fd : server_start(&a->servers[SERVER_SOCKET], event, fd);
+		r = fd < 0 ? fd : server_start(&a->servers[SERVER_SOCKET], fd);
 		if (r < 0)
 			return r;
 	}
@@ -410,12 +480,40 @@ struct admin *admin_free(struct admin *a)
 {
 	if (!a)
 		return NULL;
-	for (size_t i = 0; i < SERVER_MAX; i++)
+	for (size_t i = 0; i < SERVER_MAX; i++) {
 		server_stop(&a->servers[i]);
+		tls_pair_done(&a->servers[i].pair);
+	}
 	remove_own_socket(a);
 	free(a->path);
 	free(a);
 	return NULL;
+}
+
+int admin_reload(struct admin *a)
+{
+	struct server *s = &a->servers[SERVER_ADDRESS];
+	struct tls_pair pair = { 0 };
+	int fd, r;
+
+	if (!s->http || !has_tls(&a->settings))
+		return 0;
+	r = tls_pair_read(a->settings.certificate, a->settings.key, &pair);
+	if (r < 0)
+		return r;
+	if (streq(pair.certificate, s->pair.certificate) && streq(pair.key, s->pair.key)) {
+		tls_pair_done(&pair);
+		return 0;
+	}
+	/* The socket goes on listening, so nobody who connects now is turned away. */
+	fd = MHD_quiesce_daemon(s->http);
+	server_stop(s);
+	tls_pair_done(&s->pair);
+	s->pair = pair;
+	r = server_start(s, fd);
+	if (r == 0)
+		log_info("metrics.listen: new certificate and key");
+	return r;
 }
 
 uint16_t admin_port(const struct admin *a)

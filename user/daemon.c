@@ -10,11 +10,13 @@
 
 #include "admin.h"
 #include "clock.h"
+#include "control.h"
 #include "disk.h"
 #include "hybrid.h"
 #include "ingest.h"
 #include "lock.h"
 #include "log.h"
+#include "log_journal.h"
 #include "metrics.h"
 #include "privilege.h"
 #include "probe.h"
@@ -51,6 +53,7 @@ struct daemon {
 	struct probes *probes;
 	struct listener *vsock;
 	struct hybrid *hybrid;
+	struct control *control;
 	struct admin *admin;
 	sd_event_source *post, *timer, *disk_source, *vsock_retry;
 	uint64_t vsock_retry_after;
@@ -119,6 +122,15 @@ static struct bucket_rate grants_of(const struct settings *s)
 static struct bucket_rate reports_of(const struct settings *s)
 {
 	return bucket_rate_per(s->rate.reports_per_minute, USEC_PER_MIN, 1);
+}
+
+void daemon_set_log(const struct settings *s)
+{
+	bool journal = s->log_format == SETTINGS_LOG_AUTO && log_journal_is_ours();
+
+	log_set_level(s->log_level);
+	log_set_format(s->log_format == SETTINGS_LOG_JSON ? LOG_FORMAT_JSON : LOG_FORMAT_TEXT);
+	log_set_sink(journal ? log_journal_send : NULL);
 }
 
 /* ---- the turn of the loop ------------------------------------------------------------------------- */
@@ -274,8 +286,21 @@ static void refresh_metrics(void *userdata)
 	metric_set_label(METRIC_CACHE_LOOKUPS, METRIC_MISS, (double)r.cache.misses);
 	metric_set(METRIC_VMS, (double)vm_table_count(d->vms));
 	refresh_bpf(d);
-	metric_set(METRIC_CONSERVATION, (double)metrics_conservation());
 	metrics_read_process();
+}
+
+static void control_state(void *userdata, struct control_state *ret)
+{
+	const struct daemon *d = userdata;
+
+	*ret = (struct control_state){
+		.settings = d->settings,
+		.vsock = d->vsock != NULL,
+		.hybrid = d->hybrid != NULL,
+		.n_hybrid = d->hybrid ? hybrid_count(d->hybrid) : 0,
+		.stopping = d->stop_at != 0,
+		.disk_hangs = d->disk_hangs,
+	};
 }
 
 /* ---- signals ---------------------------------------------------------------------------------------- */
@@ -352,11 +377,13 @@ static int apply(struct daemon *d, const struct settings *s)
 	}
 	ingest_set(d->ingest, &i);
 	vm_table_set_rates(d->vms, grants_of(s), reports_of(s));
-	log_set_level(s->log_level);
+	daemon_set_log(s);
+	(void)admin_reload(d->admin);
 	return 0;
 }
 
-static void reload(struct daemon *d)
+/* Returns 0, or negative errno: nothing was changed. */
+static int reload(struct daemon *d)
 {
 	_cleanup_(settings_freep)
 	struct settings *s = NULL;
@@ -364,9 +391,7 @@ static void reload(struct daemon *d)
 	int r;
 
 	r = settings_load(d->args.argc, d->args.argv, d->args.envp, &s, &errors);
-	for (size_t i = 0; i < errors.n; i++)
-		log_write(errors.message[i].warning ? LOG_WARNING : LOG_ERR, "reload: %s",
-			  errors.message[i].text);
+	settings_errors_log(&errors, "reload: ");
 	settings_errors_done(&errors);
 	if (r == 0)
 		r = settings_reload_diff(d->settings, s, log_refused, NULL);
@@ -374,25 +399,34 @@ static void reload(struct daemon *d)
 		r = apply(d, s);
 	if (r != 0) {
 		log_error("reload refused, the settings stay as they were");
-		return;
+		return r < 0 ? r : -EINVAL;
 	}
 	(void)settings_reload_diff(d->settings, s, log_applied, NULL);
 	if (d->settings != d->started)
 		settings_free(d->settings);
 	d->settings = TAKE_PTR(s);
 	log_info("reloaded");
+	return 0;
 }
 
-static int on_reload(sd_event_source *source _unused_, const struct signalfd_siginfo *si _unused_,
-		     void *userdata)
+/* The same for SIGHUP and for whoever asks over the admin socket: the service manager is told. */
+static int reload_and_notify(void *userdata)
 {
+	int r;
 	struct timespec ts;
 
 	clock_gettime(CLOCK_MONOTONIC, &ts); /* sd_notify(3): not the core's clock */
 	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu",
 		   ts.tv_sec * USEC_PER_SEC + ts.tv_nsec / NSEC_PER_USEC);
-	reload(userdata);
+	r = reload(userdata);
 	sd_notify(0, "READY=1");
+	return r;
+}
+
+static int on_reload(sd_event_source *source _unused_, const struct signalfd_siginfo *si _unused_,
+		     void *userdata)
+{
+	(void)reload_and_notify(userdata);
 	return 0;
 }
 
@@ -717,6 +751,8 @@ static int check_access(const struct daemon *d)
 		tls ? s->upstream.grpc.ca : "",
 		tls ? s->upstream.grpc.certificate : "",
 		tls ? s->upstream.grpc.key : "",
+		s->metrics.certificate,
+		s->metrics.key,
 		NULL,
 	};
 	const char *path;
@@ -747,17 +783,35 @@ static int drop_privileges(struct daemon *d)
 
 static int start_admin(struct daemon *d)
 {
-	struct admin_settings s = {
-		.metrics =
-			d->settings->metrics.listen.enabled ? &d->settings->metrics.listen : NULL,
-		.socket = d->settings->admin_socket,
+	struct control_parts parts = {
+		.vms = d->vms,
+		.admission = d->admission,
+		.relay = d->relay,
+		.ingest = d->ingest,
+		.bpf = d->bpf,
+		.upstream = d->upstream,
+		.state = control_state,
 		.refresh = refresh_metrics,
+		.reload = reload_and_notify,
 		.userdata = d,
+	};
+	struct admin_settings s = {
+		.metrics = &d->started->metrics.listen,
+		.certificate = d->started->metrics.certificate,
+		.key = d->started->metrics.key,
+		.socket = d->started->admin_socket,
+		.give_group = d->has_identity,
+		.gid = d->identity.gid,
+		.pages = control_pages,
+		.n_pages = control_n_pages,
 	};
 	int r;
 
 	metrics_set_prefix(d->settings->metrics.prefix);
-	r = admin_new(d->event, &s, &d->admin);
+	r = control_new(&parts, &d->control);
+	s.userdata = d->control;
+	if (r == 0)
+		r = admin_new(d->event, &s, &d->admin);
 	return r < 0 ? log_error_errno(r, "metrics.listen or admin_socket") : 0;
 }
 
@@ -834,6 +888,7 @@ struct daemon *daemon_free(struct daemon *d)
 		return NULL;
 	d->post = sd_event_source_disable_unref(d->post);
 	d->admin = admin_free(d->admin);
+	d->control = control_free(d->control);
 	d->hybrid = hybrid_free(d->hybrid);
 	d->vsock = listener_free(d->vsock);
 	d->ingest = ingest_free(d->ingest);

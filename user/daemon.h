@@ -18,6 +18,9 @@ struct daemon_args {
 	char *const *envp;
 };
 
+/* Level, format and sink of the log, as the settings say. */
+void daemon_set_log(const struct settings *s);
+
 /* Sets everything up to the point where reports are accepted. settings are taken over in any
  * case. What fails is logged. Returns 0; -EWOULDBLOCK: another instance runs (exit 75); another
  * negative errno. */

@@ -6,6 +6,7 @@
 
 #include "clock.h"
 #include "log.h"
+#include "log_limit.h"
 #include "metrics.h"
 #include "report.h"
 #include "stream.h"
@@ -57,8 +58,9 @@ struct ingest {
 	uint32_t *free_slots;
 	uint32_t n_free_slots;
 	bool stopping;
-	bool bpf_proved;  /* a socket of this kernel's was attached */
-	struct vm nobody; /* for the log's sake: refused peers without a record */
+	bool bpf_proved;	  /* a socket of this kernel's was attached */
+	struct log_limit limit;	  /* of refusals in the log */
+	sd_event_source *summary; /* of those that were held back */
 };
 
 /* ---- what people see -------------------------------------------------------------------------- */
@@ -95,10 +97,47 @@ static void export_seen(struct ingest *i, const struct conn *c, enum reason reas
 	ingest_bpf_vm_seen_update(i->parts.bpf, &c->vm->node.id, &v);
 }
 
+static void log_held_back(struct vsr_vm_id id, enum reason reason, uint32_t n)
+{
+	struct log_about about = { .vm = &id, .reason = reason_name(reason), .held_back = n };
+
+	if (id.cid == 0) {
+		about.vm = NULL;
+		log_write_about(LOG_NOTICE, &about, "refused: %s (%s): %u more were not logged",
+				reason_words(reason), reason_name(reason), n);
+		return;
+	}
+	log_write_about(LOG_NOTICE, &about, "refused VM %u:%u: %s (%s): %u more were not logged",
+			id.ns, id.cid, reason_words(reason), reason_name(reason), n);
+}
+
+static void arm_summary(struct ingest *i)
+{
+	uint64_t next = log_limit_next_event(&i->limit);
+
+	sd_event_source_set_time(i->summary, next);
+	sd_event_source_set_enabled(i->summary,
+				    next == USEC_INFINITY ? SD_EVENT_OFF : SD_EVENT_ONESHOT);
+}
+
+static int on_summary(sd_event_source *source _unused_, uint64_t usec _unused_, void *userdata)
+{
+	struct ingest *i = userdata;
+	struct vsr_vm_id id;
+	uint32_t reason, n;
+
+	while (log_limit_next(&i->limit, clock_usec(), &id, &reason, &n))
+		log_held_back(id, (enum reason)reason, n);
+	arm_summary(i);
+	return 0;
+}
+
 static void count_refusal(struct ingest *i, struct vm *vm, struct vsr_vm_id id, enum reason reason,
 			  const char *detail, uint64_t now)
 {
-	uint32_t unlogged = 0;
+	/* Peers without a record share one limit. */
+	struct vsr_vm_id limited = vm ? id : (struct vsr_vm_id){ 0 };
+	uint32_t before, holding = i->limit.n_holding;
 
 	metric_inc_label(METRIC_REFUSED, reason);
 	if (reason == REASON_KERNEL_DIGEST)
@@ -106,13 +145,19 @@ static void count_refusal(struct ingest *i, struct vm *vm, struct vsr_vm_id id, 
 	if (reason == REASON_CID_MISMATCH)
 		metric_inc(METRIC_CID_MISMATCHES);
 	USDT_REFUSED(id, reason_name(reason), detail);
-	vm = vm ?: &i->nobody;
-	vm->refused++;
-	if (!vm_log_refusal(vm, now, &unlogged))
+	if (vm)
+		vm->refused++;
+	if (!log_limit_pass(&i->limit, limited, reason, now, &before)) {
+		metric_inc(METRIC_LOG_HELD_BACK);
+		if (i->limit.n_holding != holding)
+			arm_summary(i);
 		return;
-	log_notice("refused VM %u:%u: %s (%s)%s%s%s", id.ns, id.cid, reason_words(reason),
-		   reason_name(reason), detail ? ": " : "", detail ? detail : "",
-		   unlogged ? "; more of them before were not logged" : "");
+	}
+	if (before)
+		log_held_back(limited, reason, before);
+	log_write_about(LOG_NOTICE, &(struct log_about){ .vm = &id, .reason = reason_name(reason) },
+			"refused VM %u:%u: %s (%s)%s%s", id.ns, id.cid, reason_words(reason),
+			reason_name(reason), detail ? ": " : "", detail ? detail : "");
 }
 
 /* ---- end of a connection ---------------------------------------------------------------------- */
@@ -829,6 +874,10 @@ int ingest_new(const struct ingest_settings *s, const struct ingest_parts *parts
 				       TICK_ACCURACY, on_tick, i);
 	if (r < 0)
 		return r;
+	r = sd_event_add_time(parts->event, &i->summary, CLOCK_BOOTTIME, USEC_INFINITY,
+			      USEC_PER_SEC, on_summary, i);
+	if (r < 0)
+		return r;
 	if (bpf) {
 		r = sd_event_add_io(parts->event, &i->events, ingest_bpf_events_fd(parts->bpf),
 				    EPOLLIN, on_bpf_events, i);
@@ -847,6 +896,7 @@ struct ingest *ingest_free(struct ingest *i)
 		conn_close(list_entry(n, struct conn, list), clock_usec());
 	i->tick = sd_event_source_disable_unref(i->tick);
 	i->events = sd_event_source_disable_unref(i->events);
+	i->summary = sd_event_source_disable_unref(i->summary);
 	free(i->by_slot);
 	free(i->free_slots);
 	free(i);

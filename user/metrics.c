@@ -25,8 +25,10 @@ static const char *const values_SEM[] = { "concurrency_limit", "context_canceled
 static const char *const values_OUTCOME[] = { "accepted", "duplicate", "suppressed", "refused" };
 static const char *const values_REMOVAL[] = { "acked", "dropped", "slots", "bytes", "ttl" };
 static const char *const values_UNKEPT[] = { "bytes", "silent", "off" };
-static const char *const values_ENDED[] = { "acked", "superseded", "nacked", "rejected", "max_age",
-					    "slots", "bytes",	   "ttl",    "lost" };
+static const char *const values_ENDED[] = {
+	"acked", "superseded", "nacked", "rejected", "max_age",
+	"slots", "bytes",      "ttl",	 "lost",     "operator"
+};
 static const char *const values_ACK_OUTCOME[] = { "settled", "stale", "unmatched" };
 static const char *const values_RPC_CODE[] = {
 #define X(id) #id,

@@ -66,6 +66,7 @@ enum metric_ended {
 	METRIC_ENDED_BYTES,	 /* likewise */
 	METRIC_ENDED_TTL,	 /* likewise */
 	METRIC_ENDED_LOST,	 /* its file is gone or damaged, and it is not in memory */
+	METRIC_ENDED_OPERATOR,	 /* `vsock-relayctl cache drop --lose` */
 };
 /* What an ACK or NACK that came apart from its call did (SPEC 7). */
 enum metric_ack_outcome {
@@ -216,6 +217,8 @@ enum metric_class { METRIC_CLASS_LIMITED, METRIC_CLASS_OFFENDER };
 	  "Errors within BPF. Must stay 0.")                                                       \
 	X(BPF_DIGEST, COUNTER, "digest_mismatch_bpf_total", NULL, NONE,                            \
 	  "Reports that BPF and the daemon hashed differently. Must stay 0.")                      \
+	X(LOG_HELD_BACK, COUNTER, "log_held_back_total", NULL, NONE,                               \
+	  "Refusals that were not logged, since the VM had been logged for that just before.")     \
 	/* process: the conventional names, without our prefix */                                  \
 	X(BUILD_INFO, GAUGE, "build_info", "version", VERSION, "1 for the running version.")       \
 	X(PROCESS_CPU, GAUGE_COUNTER, "=process_cpu_seconds_total", NULL, NONE,                    \

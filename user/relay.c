@@ -858,6 +858,58 @@ void relay_set_matches(struct relay *r, struct match_table *matches)
 	r->matches = matches;
 }
 
+int relay_retry(struct relay *r, struct vm *vm, uint64_t now)
+{
+	const struct held *h = vm->custody;
+	int result;
+
+	if (!h)
+		return -ENOENT;
+	result = tracker_want(r->tracker, vm, h->generation, now);
+	if (result == 0)
+		relay_resume(r, now);
+	return result;
+}
+
+size_t relay_flush(struct relay *r, uint64_t now)
+{
+	size_t n = 0;
+
+	list_for_each_safe(node, &r->held) {
+		const struct held *h = list_entry(node, struct held, by_age);
+
+		n += tracker_want(r->tracker, h->vm, h->generation, now) == 0;
+	}
+	relay_resume(r, now);
+	return n;
+}
+
+int relay_drop(struct relay *r, struct vm *vm, bool lose, uint64_t now)
+{
+	const struct cache_entry *e = cache_peek(r->cache, vm->node.id);
+	const struct held *h = vm->custody;
+	bool ends = e && h && e->hold != CACHE_HOLD_NONE && e->generation == h->generation;
+
+	if (!e)
+		return -ENOENT;
+	if (ends && !lose)
+		return -EBUSY;
+	cache_remove(r->cache, vm->node.id, e->generation, CACHE_END_DROPPED, now);
+	if (ends)
+		end_custody(r, vm, METRIC_ENDED_OPERATOR);
+	return 0;
+}
+
+const struct cache *relay_cache(const struct relay *r)
+{
+	return r->cache;
+}
+
+uint64_t relay_due(const struct relay *r, const struct vm *vm)
+{
+	return tracker_due(r->tracker, vm);
+}
+
 void relay_observe(struct relay *r, void (*observe)(const struct vm *vm, void *userdata),
 		   void *userdata)
 {

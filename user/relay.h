@@ -102,6 +102,20 @@ enum relay_verdict relay_offer(struct relay *r, struct vm *vm, uint64_t length, 
 /* An operator wants no more pause of an upstream that refused all: everything that waits goes. */
 void relay_resume(struct relay *r, uint64_t now);
 
+/* An operator wants the VM's content sent now, beside its due times; its rate still holds. Ends a
+ * pause, too. Returns 0; -ENOENT: nothing of it is in custody; -ENOMEM. */
+int relay_retry(struct relay *r, struct vm *vm, uint64_t now);
+/* The same for every content. Returns how many. */
+size_t relay_flush(struct relay *r, uint64_t now);
+
+/* An operator wants the VM's cache entry gone. Returns 0; -ENOENT: there is none; -EBUSY: it is all
+ * that there is of a content in custody, and `lose` is not set. With `lose` custody ends. */
+int relay_drop(struct relay *r, struct vm *vm, bool lose, uint64_t now);
+
+/* For people: the payload cache, and when the VM's content is due again (USEC_INFINITY: never). */
+const struct cache *relay_cache(const struct relay *r);
+uint64_t relay_due(const struct relay *r, const struct vm *vm);
+
 /* Does all that is due: sends, retries, expiry, sweeps. Also to be called when the upstream has
  * become ready. */
 void relay_run(struct relay *r, uint64_t now);

@@ -10,15 +10,6 @@
 
 extern char **environ;
 
-static void print_messages(const struct settings_errors *errors)
-{
-	for (size_t i = 0; i < errors->n; i++)
-		log_write(errors->message[i].warning ? LOG_WARNING : LOG_ERR, "%s",
-			  errors->message[i].text);
-	if (errors->n_left_off > 0)
-		log_error("and %zu more", errors->n_left_off);
-}
-
 /* What needs no daemon. Returns an exit status, or -1: go on. */
 static int do_action(const struct settings *settings)
 {
@@ -50,7 +41,7 @@ int main(int argc, char *argv[])
 	int r, status;
 
 	r = settings_load(argc, argv, environ, &settings, &errors);
-	print_messages(&errors);
+	settings_errors_log(&errors, "");
 	settings_errors_done(&errors);
 	if (r < 0)
 		return r == -EINVAL ? EX_CONFIG : EX_OSERR;
@@ -58,7 +49,7 @@ int main(int argc, char *argv[])
 	if (status >= 0)
 		return status;
 
-	log_set_level(settings->log_level);
+	daemon_set_log(settings);
 	r = daemon_new(&args, TAKE_PTR(settings), &d);
 	if (r == 0)
 		r = daemon_run(d);

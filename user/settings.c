@@ -4,9 +4,9 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <sys/stat.h>
-#include <syslog.h>
 
 #include "grpc_conn.h"
+#include "log.h"
 #include "settings.h"
 #include "settings_kind.h"
 #include "vsr_abi.h"
@@ -71,6 +71,13 @@ static const struct settings_choice ack_names_choices[] = {
 static const struct settings_choice log_choices[] = {
 	{ "error", LOG_ERR }, { "warning", LOG_WARNING }, { "notice", LOG_NOTICE },
 	{ "info", LOG_INFO }, { "debug", LOG_DEBUG },	  {},
+};
+
+static const struct settings_choice format_choices[] = {
+	{ "auto", SETTINGS_LOG_AUTO },
+	{ "text", SETTINGS_LOG_TEXT },
+	{ "json", SETTINGS_LOG_JSON },
+	{},
 };
 
 static bool all_of(const char *text, const char *also, size_t max)
@@ -347,9 +354,21 @@ static const struct settings_row rows[] = {
 	  .help = "Prefix of the metrics' names; rox_compliance_virtual_machine_relay keeps the "
 		  "reference relay's dashboards working." },
 
+	{ TEXT("metrics.certificate", metrics.certificate, "", valid_path_or_none,
+	       "an absolute path, or nothing"),
+	  RESTART,
+	  .help = "Certificate (PEM) of metrics.listen, which then speaks HTTPS alone; a reload reads "
+		  "it again. Empty: HTTP." },
+	{ TEXT("metrics.key", metrics.key, "", valid_path_or_none, "an absolute path, or nothing"),
+	  RESTART, .help = "Key of metrics.certificate (PEM, without a password)." },
+
 	{ TEXT("admin_socket", admin_socket, "/run/vsock-relay/admin.sock", valid_path_or_none,
 	       "an absolute path, or nothing"),
 	  RESTART, .help = "AF_UNIX socket of vsock-relayctl. Empty: none." },
+	{ TEXT("vm_names", vm_names, "", valid_path_or_none, "an absolute path, or nothing"),
+	  RELOAD,
+	  .help = "File with names of VMs, a line 'CID NAME' or 'NAMESPACE:CID NAME' each, for "
+		  "vsock-relayctl; the relay itself does not read it." },
 	{ ACCOUNT("user", user), RESTART,
 	  .help = "Service user that the daemon becomes once its sockets and BPF programs are "
 		  "set up. Empty: it stays who started it." },
@@ -359,6 +378,9 @@ static const struct settings_row rows[] = {
 	  .help = "After SIGTERM, time for reports that are being received." },
 	{ CHOICE("log.level", log_level, int, "info", log_choices), RELOAD,
 	  .help = "What is logged: this and everything graver." },
+	{ CHOICE("log.format", log_format, enum settings_log, "auto", format_choices), RELOAD,
+	  .help = "text: a line; json: an object a line; auto: entries with fields in the journal "
+		  "where standard error is the journal, else text." },
 };
 
 #define N_ROWS ARRAY_SIZE(rows)
@@ -417,13 +439,13 @@ static bool gives_up(const struct loader *ld)
 	return ld->no_memory || ld->errors->n_left_off > 0;
 }
 
-void settings_errors_print(const struct settings_errors *errors, FILE *out)
+void settings_errors_log(const struct settings_errors *errors, const char *prefix)
 {
 	for (size_t i = 0; i < errors->n; i++)
-		fprintf(out, "%s%s\n", errors->message[i].warning ? "warning: " : "",
-			errors->message[i].text);
+		log_write(errors->message[i].warning ? LOG_WARNING : LOG_ERR, "%s%s", prefix,
+			  errors->message[i].text);
 	if (errors->n_left_off > 0)
-		fprintf(out, "and more; %zu are shown\n", errors->n);
+		log_error("%sand more; %zu are shown", prefix, errors->n);
 }
 
 void settings_errors_done(struct settings_errors *errors)
@@ -1017,6 +1039,16 @@ static void check_upstream(struct loader *ld)
 			 "way round; expected both or none");
 }
 
+static void check_metrics(struct loader *ld)
+{
+	const struct settings *s = ld->s;
+
+	if (!*s->metrics.certificate != !*s->metrics.key)
+		conflict(ld, "metrics.key", "metrics.certificate",
+			 "metrics.key: set without metrics.certificate, or the other way round; "
+			 "expected both or none");
+}
+
 static void check_user(struct loader *ld)
 {
 	if (*ld->s->group && !*ld->s->user)
@@ -1074,6 +1106,7 @@ static void read_all(struct loader *ld, char *const envp[], const char *yaml, si
 	check_times(ld);
 	check_listeners(ld);
 	check_upstream(ld);
+	check_metrics(ld);
 	check_user(ld);
 }
 

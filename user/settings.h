@@ -62,6 +62,12 @@ enum settings_upstream {
 	SETTINGS_UPSTREAM_MAX,
 };
 
+enum settings_log {
+	SETTINGS_LOG_AUTO, /* the journal's fields where standard error is the journal, else text */
+	SETTINGS_LOG_TEXT,
+	SETTINGS_LOG_JSON,
+};
+
 /* cache.slots: as many as VMs seen, at least 100. */
 #define SETTINGS_SLOTS_AUTO UINT32_MAX
 
@@ -185,13 +191,16 @@ struct settings {
 	struct {
 		struct settings_address listen;
 		char *prefix;
+		char *certificate, *key; /* both "": no TLS */
 	} metrics;
 
 	char *admin_socket; /* "" is none */
 	char *user;	    /* name or number; "" stays who started it */
 	char *group;	    /* "" is the user's own */
 	uint64_t shutdown_grace_usec;
-	int log_level; /* LOG_ERR to LOG_DEBUG of syslog.h */
+	char *vm_names; /* file of names for people; "" is none */
+	int log_level;	/* LOG_ERR to LOG_DEBUG of syslog.h */
+	enum settings_log log_format;
 };
 
 /* What is wrong, one line each, in the order found: "FILE:LINE:COLUMN: KEY: what; expected ...". */
@@ -206,8 +215,8 @@ struct settings_errors {
 	size_t n_left_off;
 };
 
-/* Writes the messages, a line each, and how many were left off. */
-void settings_errors_print(const struct settings_errors *errors, FILE *out);
+/* Logs the messages, a line each behind `prefix`, and how many were left off. */
+void settings_errors_log(const struct settings_errors *errors, const char *prefix);
 
 /* Frees the texts; the struct itself is the caller's and is empty afterwards. */
 void settings_errors_done(struct settings_errors *errors);

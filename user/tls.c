@@ -184,6 +184,41 @@ int tls_context_new(const struct tls_files *files, SSL_CTX **ret, uint64_t *ret_
 	return r;
 }
 
+static int check_pair(const struct pem *certificate, const struct pem *key)
+{
+	_cleanup_(tls_context_freep)
+	SSL_CTX *c = SSL_CTX_new(TLS_server_method());
+
+	return c ? use_pair(c, certificate, key) : -ENOMEM;
+}
+
+int tls_pair_read(const char *certificate, const char *key, struct tls_pair *ret)
+{
+	struct pem c = { 0 }, k = { 0 };
+	int r;
+
+	ERR_clear_error();
+	r = pem_read(&c, certificate);
+	if (r == 0)
+		r = pem_read(&k, key);
+	if (r == 0)
+		r = check_pair(&c, &k);
+	if (r == 0)
+		*ret = (struct tls_pair){ TAKE_PTR(c.text), TAKE_PTR(k.text) };
+	pem_done(&c);
+	pem_done(&k);
+	return r;
+}
+
+void tls_pair_done(struct tls_pair *p)
+{
+	if (p->key)
+		OPENSSL_cleanse(p->key, strlen(p->key));
+	free(p->key);
+	free(p->certificate);
+	*p = (struct tls_pair){ 0 };
+}
+
 static bool is_address(const char *name)
 {
 	struct in6_addr a;

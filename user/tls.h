@@ -28,6 +28,15 @@ static inline SSL_CTX *tls_context_free(SSL_CTX *c)
 }
 DEFINE_CLEANUP(SSL_CTX, tls_context_free);
 
+/* PEM texts of a certificate (with its chain) and its key, for a server of ours. */
+struct tls_pair {
+	char *certificate, *key;
+};
+/* Reads both files and makes sure that they belong together. What is wrong is logged.
+ * Returns 0, and as above. */
+int tls_pair_read(const char *certificate, const char *key, struct tls_pair *ret);
+void tls_pair_done(struct tls_pair *p);
+
 /* A connection over fd, ready for SSL_connect(), to a server that must be called name (an address
  * is one, too). Returns 0, -ENOMEM. */
 int tls_connection_new(SSL_CTX *context, int fd, const char *name, SSL **ret);

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vm.h"
 
-#define REFUSAL_LOG_USEC (10 * USEC_PER_SEC)
-
 struct vm_table {
 	struct vmmap map;
 	struct list by_use; /* struct vm, least recently used first */
@@ -176,18 +174,6 @@ void vm_give_back_report(const struct vm_table *t, struct vm *vm)
 uint64_t vm_next_report(const struct vm_table *t, const struct vm *vm, uint64_t now)
 {
 	return bucket_next(&vm->reports, &t->reports, now);
-}
-
-bool vm_log_refusal(struct vm *vm, uint64_t now, uint32_t *ret_unlogged)
-{
-	if (vm->refusal_logged && now < usec_add(vm->refusal_logged, REFUSAL_LOG_USEC)) {
-		vm->refusals_unlogged++;
-		return false;
-	}
-	*ret_unlogged = vm->refusals_unlogged;
-	vm->refusals_unlogged = 0;
-	vm->refusal_logged = now ? now : 1; /* 0 says never */
-	return true;
 }
 
 void vm_export(const struct vm *vm, struct vsr_vm_state *ret)

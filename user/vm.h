@@ -52,10 +52,6 @@ struct vm {
 	void *in_flight;	 /* the relay's send under way, or NULL; pins the record */
 	struct tracker_vm *acks; /* the tracker's sends and due time, or NULL; pins the record */
 
-	/* refusals are logged once per VM per 10 s (SPEC 3) */
-	uint64_t refusal_logged;
-	uint32_t refusals_unlogged;
-
 	/* counters of vsr_vm_state */
 	uint64_t received, accepts, duplicates, refused;
 };
@@ -101,10 +97,6 @@ uint64_t vm_next_report(const struct vm_table *t, const struct vm *vm, uint64_t 
 
 /* Whether the record may not be dropped. */
 bool vm_pinned(const struct vm_table *t, const struct vm *vm, uint64_t now);
-
-/* Whether to log a refusal of this VM now: once per 10 s. If so, *ret_unlogged is how many were
- * kept back since the last one. */
-bool vm_log_refusal(struct vm *vm, uint64_t now, uint32_t *ret_unlogged);
 
 /* What vsr_vm_state shows of the VM. */
 void vm_export(const struct vm *vm, struct vsr_vm_state *ret);

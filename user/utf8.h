@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef VSR_AGENT_UTF8_H
-#define VSR_AGENT_UTF8_H
+#ifndef VSR_UTF8_H
+#define VSR_UTF8_H
 
 #include "util.h"
 
