@@ -1264,6 +1264,70 @@ static void a_reload_ends_a_pause(void **state _unused_)
 	world_close(&w);
 }
 
+static void an_operator_s_retry_goes_out_beside_the_due_times(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	assert_int_equal(relay_retry(w.r, vm_of(&w, 3), w.now), -ENOENT);
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_FAILED);
+	run_at(&w, T0 + 10 * SEC);
+	assert_int_equal(w.up.started, 1);
+	assert_int_equal(relay_due(w.r, vm_of(&w, 3)), T0 + 30 * SEC);
+	assert_int_equal(relay_retry(w.r, vm_of(&w, 3), w.now), 0);
+	assert_int_equal(w.up.started, 2);
+	end(&w, SEND_FAILED);
+	assert_int_equal(relay_due(w.r, vm_of(&w, 3)), T0 + 30 * SEC);
+	run_at(&w, T0 + 30 * SEC);
+	assert_int_equal(w.up.started, 3);
+	world_close(&w);
+}
+
+static void a_flush_ends_a_pause_and_sends_all(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	assert_int_equal(relay_flush(w.r, w.now), 0);
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_REFUSED);
+	assert_int_equal(submit(&w, 4, 'b'), RELAY_ACCEPTED);
+	assert_int_equal(w.up.n_sends, 0);
+	assert_int_equal(relay_flush(w.r, w.now), 2);
+	assert_int_equal(w.up.n_sends, 2);
+	assert_false(figures(&w).paused);
+	world_close(&w);
+}
+
+static void an_operator_s_drop_loses_content_only_if_he_says_so(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.cache.keep = HOUR;
+	world_open(&w, s, unlimited);
+	assert_int_equal(relay_drop(w.r, vm_of(&w, 3), true, w.now), -ENOENT);
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_FAILED);
+	assert_int_equal(relay_drop(w.r, vm_of(&w, 3), false, w.now), -EBUSY);
+	assert_int_equal(figures(&w).held, 1);
+	assert_int_equal(relay_drop(w.r, vm_of(&w, 3), true, w.now), 0);
+	assert_int_equal(figures(&w).held, 0);
+	assert_int_equal(ended(METRIC_ENDED_OPERATOR), 1);
+	run_at(&w, T0 + HOUR / 2);
+	assert_int_equal(w.up.started, 1);
+	/* The same report is new. */
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_ACKED);
+	/* What is kept after its ACK is lost to nobody. */
+	assert_int_equal(figures(&w).cache.kept, 1);
+	assert_int_equal(relay_drop(w.r, vm_of(&w, 3), false, w.now), 0);
+	assert_int_equal(figures(&w).cache.kept, 0);
+	assert_int_equal(relay_drop(w.r, vm_of(&w, 3), false, w.now), -ENOENT);
+	world_close(&w);
+}
+
 static void without_slots_a_report_is_the_probe(void **state _unused_)
 {
 	struct relay_settings s = defaults();
@@ -1768,6 +1832,9 @@ int main(void)
 		cmocka_unit_test(an_upstream_that_refuses_all_is_probed_at_30_s_doubling_to_10_min),
 		cmocka_unit_test(due_times_stand_still_in_a_pause),
 		cmocka_unit_test(a_reload_ends_a_pause),
+		cmocka_unit_test(an_operator_s_retry_goes_out_beside_the_due_times),
+		cmocka_unit_test(a_flush_ends_a_pause_and_sends_all),
+		cmocka_unit_test(an_operator_s_drop_loses_content_only_if_he_says_so),
 		cmocka_unit_test(without_slots_a_report_is_the_probe),
 		cmocka_unit_test(content_is_dropped_after_three_rejections),
 		cmocka_unit_test(an_ack_on_its_own_ends_custody_of_what_it_settles),

@@ -454,6 +454,16 @@ int cache_remove(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum
 	return 0;
 }
 
+int cache_forget(struct cache *c, struct vsr_vm_id id, uint64_t now)
+{
+	struct cache_entry *e = find(c, id);
+
+	if (!e || e->hold != CACHE_HOLD_KEPT)
+		return -ENOENT;
+	discard(c, e, CACHE_END_DROPPED, now);
+	return 0;
+}
+
 int cache_set_hold(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_hold hold)
 {
 	struct cache_entry *e = find_entry(c, id);

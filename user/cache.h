@@ -143,6 +143,9 @@ void cache_used(struct cache *c, struct vsr_vm_id id, uint64_t now);
 int cache_remove(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_end why,
 		 uint64_t now);
 
+/* Removes what is kept of the VM after its ACK. Returns 0, -ENOENT: nothing is. */
+int cache_forget(struct cache *c, struct vsr_vm_id id, uint64_t now);
+
 /* Custody of this generation ended but the content stays, or became durable. Returns 0, -ENOENT
  * (no entry of this generation). */
 int cache_set_hold(struct cache *c, struct vsr_vm_id id, uint64_t generation, enum cache_hold hold);

@@ -215,7 +215,7 @@ static json_t *status_json(struct control *c)
 	relay_figures(c->parts.relay, now, &r);
 	return json_pack(
 		"{s:s, s:i, s:o, s:b, s:o, s:s, s:{s:b, s:I, s:I}, s:{s:s, s:b, s:b}, s:o, s:o, "
-		"s:{s:I, s:I, s:I, s:I}, s:o, s:s?, s:I, s:s, s:s, s:i, s:s}",
+		"s:{s:I, s:I, s:I, s:I, s:I}, s:o, s:s?, s:I, s:s, s:s, s:i, s:s}",
 		"version", VSR_VERSION, "pid", (int)getpid(), "uptime", json_age(c->started, now),
 		"ready", good, "checks", checks_json(checks), "bpf_mode",
 		ingest_bpf_active(c->parts.ingest) ? "kernel" : "user", "listen", "vsock", s.vsock,
@@ -224,10 +224,11 @@ static json_t *status_json(struct control *c)
 		"paused", r.paused, "reports", reports_json(), "contents", contents_json(&r),
 		"cache", "slots", (json_int_t)r.cache.slots, "slots_used",
 		(json_int_t)r.cache.slots_used, "bytes", (json_int_t)r.cache.bytes,
-		"capacity_bytes", (json_int_t)set->cache.bytes, "admission", admission_json(c),
-		"spool", s.spool, "vms", (json_int_t)vm_table_count(c->parts.vms), "log_level",
-		log_level_name(log_level()), "pin_directory", set->pin_directory, "layout",
-		VSR_ABI_VERSION, "settings_file", set->file);
+		"capacity_bytes", (json_int_t)set->cache.bytes, "kept_after_ack",
+		(json_int_t)r.cache.kept, "admission", admission_json(c), "spool", s.spool, "vms",
+		(json_int_t)vm_table_count(c->parts.vms), "log_level", log_level_name(log_level()),
+		"pin_directory", set->pin_directory, "layout", VSR_ABI_VERSION, "settings_file",
+		set->file);
 }
 
 static int answer_status(const struct admin_request *q _unused_, FILE *f, void *userdata)
@@ -347,7 +348,7 @@ static int answer_vms(const struct admin_request *q, FILE *f, void *userdata)
 	return write_json(f, unknown.list, MHD_HTTP_OK);
 }
 
-static int answer_cache(const struct admin_request *q _unused_, FILE *f, void *userdata)
+static json_t *entry_json(const struct cache_entry *e, uint64_t now)
 {
 	static const char *const holds[CACHE_HOLD_MAX] = {
 		[CACHE_HOLD_NONE] = "none",
@@ -355,20 +356,31 @@ static int answer_cache(const struct admin_request *q _unused_, FILE *f, void *u
 		[CACHE_HOLD_ANSWERED] = "answered",
 		[CACHE_HOLD_KEPT] = "acked",
 	};
+
+	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "ns",
+			 (json_int_t)e->by_id.id.ns, "cid", (json_int_t)e->by_id.id.cid,
+			 "generation", (json_int_t)e->generation, "length",
+			 (json_int_t)buf_len(e->content), "cost", (json_int_t)e->cost, "custody",
+			 holds[e->hold], "age", json_age(e->updated, now), "first_seen_age",
+			 json_age(e->first_seen, now));
+}
+
+/* Entries from oldest to newest change, then what is kept after its ACK. */
+static int answer_cache(const struct admin_request *q _unused_, FILE *f, void *userdata)
+{
 	struct control *c = userdata;
 	const struct cache *cache = relay_cache(c->parts.relay);
 	uint64_t now = clock_usec();
 	json_t *list = json_array();
 
 	for (const struct cache_entry *e = NULL; (e = cache_next(cache, e));)
-		json_array_append_new(
-			list,
-			json_pack("{s:I, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "ns",
-				  (json_int_t)e->by_id.id.ns, "cid", (json_int_t)e->by_id.id.cid,
-				  "generation", (json_int_t)e->generation, "length",
-				  (json_int_t)buf_len(e->content), "cost", (json_int_t)e->cost,
-				  "custody", holds[e->hold], "age", json_age(e->updated, now),
-				  "first_seen_age", json_age(e->first_seen, now)));
+		json_array_append_new(list, entry_json(e, now));
+	for (struct vm *vm = NULL; (vm = vm_table_next(c->parts.vms, vm));) {
+		const struct cache_entry *e = cache_known(cache, vm->node.id);
+
+		if (e && e->hold == CACHE_HOLD_KEPT)
+			json_array_append_new(list, entry_json(e, now));
+	}
 	return write_json(f, list, MHD_HTTP_OK);
 }
 

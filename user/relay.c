@@ -891,7 +891,7 @@ int relay_drop(struct relay *r, struct vm *vm, bool lose, uint64_t now)
 	bool ends = e && h && e->hold != CACHE_HOLD_NONE && e->generation == h->generation;
 
 	if (!e)
-		return -ENOENT;
+		return cache_forget(r->cache, vm->node.id, now);
 	if (ends && !lose)
 		return -EBUSY;
 	cache_remove(r->cache, vm->node.id, e->generation, CACHE_END_DROPPED, now);
