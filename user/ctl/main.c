@@ -44,7 +44,8 @@ static const struct ctl_object objects[] = {
 
 void ctl_print_json(const struct ctl *ctl, json_t *value)
 {
-	size_t flags = JSON_ENCODE_ANY | JSON_REAL_PRECISION(12) | (ctl->pretty ? JSON_INDENT(4) : JSON_COMPACT);
+	size_t flags = JSON_ENCODE_ANY | JSON_REAL_PRECISION(12) |
+		       (ctl->pretty ? JSON_INDENT(4) : JSON_COMPACT);
 
 	if (!value || json_dumpf(value, stdout, flags) < 0)
 		fputs("{\"error\":\"out of memory\"}", stdout);
