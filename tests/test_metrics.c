@@ -423,8 +423,8 @@ static void every_metric_of_the_specification_is_there_with_its_labels(void **st
 	metrics_set_prefix(METRICS_PREFIX_REFERENCE);
 	theirs = render();
 	while (fgets(line, sizeof(line), f)) {
-		char name[128], type[16], label[16], values[256], reference[128], full[256];
-		int fields = sscanf(line, "%127s %15s %15s %255s = %127s", name, type, label,
+		char name[128], type[16], label[32], values[256], reference[128], full[256];
+		int fields = sscanf(line, "%127s %15s %31s %255s = %127s", name, type, label,
 				    values, reference);
 
 		if (*line == '#')
