@@ -25,7 +25,7 @@ endif
 .DELETE_ON_ERROR:
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Werror
-DEPS := libbpf libsystemd libprotobuf-c yaml-0.1 libxxhash libmicrohttpd libcap libnghttp2 \
+DEPS := libbpf libsystemd libprotobuf-c yaml-0.1 libxxhash libmicrohttpd libcap libnghttp2 libzstd \
 	openssl libcares jansson
 CPPFLAGS := -D_GNU_SOURCE -DVSR_VERSION='"$(VERSION)"' -Iinclude -Iuser -I$(B)/gen
 BASE_CFLAGS := -std=gnu17 -g -O2 $(WARN) -fno-omit-frame-pointer

@@ -330,6 +330,35 @@ static void references_may_be_dropped_by_another_thread(void **state)
 	assert_true(buf_pool_bytes() <= BUF_POOL_DEFAULT);
 }
 
+static void memory_that_nobody_used_since_the_last_trim_goes_back(void **state)
+{
+	const uint8_t *where[3];
+
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		struct buf *b[3] = { filled(MIB, 1), filled(MIB, 2), filled(MIB, 3) };
+
+		for (int k = 0; k < 3; k++) {
+			where[k] = buf_data(b[k]);
+			buf_unref(b[k]);
+		}
+		assert_int_equal(buf_pool_bytes(), 3 * MIB);
+		/* All of it was used a moment ago. */
+		buf_pool_trim();
+		assert_int_equal(buf_pool_bytes(), 3 * MIB);
+		/* One piece was used since, the others were not. */
+		buf_unref(filled(MIB, 4));
+		buf_pool_trim();
+		assert_int_equal(buf_pool_bytes(), MIB);
+		buf_pool_trim();
+		assert_int_equal(buf_pool_bytes(), 0);
+		for (int k = 0; k < 3; k++)
+			assert_false(mapped(where[k]));
+	}
+	buf_pool_trim();
+	assert_int_equal(buf_pool_bytes(), 0);
+}
+
 /* Random lives of 32 buffers: none ever shows another's bytes, and the pool's count is exact. */
 static void random_lives_keep_contents_and_counts(void **state)
 {
@@ -363,6 +392,8 @@ static void random_lives_keep_contents_and_counts(void **state)
 		assert_int_equal(buf_len(b[i]), len[i]);
 		if (rand_r(&seed) % 4)
 			buf_seal(b[i]);
+		if (rand_r(&seed) % 50 == 0)
+			buf_pool_trim();
 		assert_true(buf_pool_bytes() <= BUF_POOL_DEFAULT);
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(b); i++)
@@ -390,6 +421,8 @@ int main(void)
 		cmocka_unit_test_setup(many_small_pieces_do_not_keep_a_large_one_out, without_pool),
 		cmocka_unit_test_setup(a_hundred_large_contents_cost_their_bytes, without_pool),
 		cmocka_unit_test_setup(references_may_be_dropped_by_another_thread, without_pool),
+		cmocka_unit_test_setup(memory_that_nobody_used_since_the_last_trim_goes_back,
+				       without_pool),
 		cmocka_unit_test_setup(random_lives_keep_contents_and_counts, without_pool),
 	};
 

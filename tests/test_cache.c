@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "cache.h"
+#include "pack.h"
 
 #define SEC  USEC_PER_SEC
 #define MIN_ USEC_PER_MIN
@@ -982,6 +983,178 @@ static void what_is_kept_goes_when_it_is_not_wanted_any_more(void **state)
 	}
 }
 
+/* ---- packing ------------------------------------------------------------------------------------- */
+
+/* Packs contents from the age of 5 s on, and keeps them after their ACK. */
+static struct cache *packing(uint64_t bytes)
+{
+	const struct cache_limits limits = {
+		.slots = 10, .bytes = bytes, .ttl = 4 * HOUR, .keep = 24 * HOUR, .pack = 5 * SEC
+	};
+	struct cache *c = cache_with(10, bytes, limits.ttl);
+
+	cache_set_limits(c, &limits, 0);
+	return c;
+}
+
+static struct cache_stats stats(const struct cache *c)
+{
+	struct cache_stats s;
+
+	cache_get_stats(c, &s);
+	return s;
+}
+
+static void pack_all(struct cache *c, uint64_t now)
+{
+	for (int i = 0; cache_pack(c, 64 * KIB, now); i++)
+		assert_true(i < 1000);
+	assert_true(cache_pack_due(c) > now);
+}
+
+static void content_is_packed_from_its_age_on_in_slices(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = packing(10 * MIB);
+	_cleanup_(buf_unrefp)
+	struct buf *b = content_of(MIB, 7);
+	unsigned int steps = 1;
+
+	(void)state;
+	assert_int_equal(cache_pack_due(c), USEC_INFINITY);
+	assert_int_equal(cache_insert(c, vm(3), b, 1, 1, ANSWERED, 10 * SEC), CACHE_ADDED);
+	assert_int_equal(cache_pack_due(c), 15 * SEC);
+	assert_false(cache_pack(c, MIB, 15 * SEC - 1));
+	assert_int_equal(stats(c).packed, 0);
+	while (cache_pack(c, 64 * KIB, 15 * SEC))
+		steps++;
+	assert_int_equal(steps, 16);
+	assert_int_equal(stats(c).packed, 1);
+	assert_int_equal(stats(c).packed_length, MIB);
+	assert_int_equal(stats(c).packed_bytes, stats(c).bytes);
+	assert_true(bytes(c) < MIB / 10);
+	assert_int_equal(cache_pack_due(c), USEC_INFINITY);
+	assert_true(content_equal(cache_lookup(c, vm(3))->content, b));
+	/* Nothing else has changed. */
+	assert_int_equal(cache_peek(c, vm(3))->updated, 10 * SEC);
+	assert_int_equal(cache_peek(c, vm(3))->hold, ANSWERED);
+	assert_int_equal(cache_remove(c, vm(3), 1, CACHE_END_DROPPED, 20 * SEC), 0);
+	assert_int_equal(seen[0].residency, 10 * SEC);
+	assert_int_equal(stats(c).packed, 0);
+	assert_int_equal(stats(c).packed_length, 0);
+	assert_int_equal(bytes(c), 0);
+}
+
+static void packed_content_is_the_same_as_before(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = packing(10 * MIB);
+
+	(void)state;
+	put(c, vm(3), MIB, 7, 1, RAW, 0);
+	pack_all(c, 5 * SEC);
+	assert_int_equal(put(c, vm(3), MIB, 7, 2, RAW, 6 * SEC), CACHE_SAME);
+	assert_int_equal(stats(c).packed, 1);
+	assert_int_equal(cache_peek(c, vm(3))->updated, 0);
+	assert_int_equal(put(c, vm(3), MIB, 8, 3, RAW, 7 * SEC), CACHE_CHANGED);
+	assert_int_equal(stats(c).packed, 0);
+	assert_int_equal(cache_pack_due(c), 12 * SEC);
+}
+
+static void content_that_leaves_while_it_is_packed_is_let_go(void **state)
+{
+	static const struct {
+		size_t len;
+		uint8_t byte;
+	} next[] = { { MIB, 8 }, { 0, 0 } };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(next); i++) {
+		_cleanup_(cache_freep)
+		struct cache *c = packing(10 * MIB);
+
+		put(c, vm(3), MIB, 7, 1, RAW, 0);
+		put(c, vm(4), MIB, 9, 1, RAW, 0);
+		assert_true(cache_pack(c, PAGE, 5 * SEC));
+		if (next[i].len)
+			put(c, vm(3), next[i].len, next[i].byte, 2, RAW, 5 * SEC);
+		else
+			cache_remove(c, vm(3), 1, CACHE_END_DROPPED, 5 * SEC);
+		pack_all(c, 5 * SEC);
+		assert_int_equal(stats(c).packed, 1);
+		assert_true(buf_packed(cache_peek(c, vm(4))->content));
+		if (next[i].len)
+			assert_int_equal(buf_data(cache_peek(c, vm(3))->content)[0], 8);
+	}
+}
+
+static void what_is_kept_is_packed_too_and_replaced_when_it_comes_again(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = packing(10 * MIB);
+
+	(void)state;
+	put(c, vm(3), MIB, 7, 1, RAW, 0);
+	ack(c, 3, 1);
+	cache_used(c, vm(3), 4 * SEC); /* its bytes are no younger for that */
+	pack_all(c, 5 * SEC);
+	assert_true(keeps(c, 3));
+	assert_int_equal(stats(c).packed, 1);
+	assert_int_equal(stats(c).kept_bytes, stats(c).packed_bytes);
+	assert_true(stats(c).kept_bytes < MIB / 10);
+	assert_int_equal(put(c, vm(3), MIB, 7, 2, RAW, 10 * SEC), CACHE_ADDED);
+	assert_int_equal(stats(c).packed, 0);
+	assert_int_equal(bytes(c), MIB);
+	assert_int_equal(buf_data(cache_peek(c, vm(3))->content)[MIB - 1], 7);
+}
+
+static void packed_contents_leave_room_for_others(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = packing(2 * MIB);
+
+	(void)state;
+	put(c, vm(3), MIB, 7, 1, ANSWERED, 0);
+	put(c, vm(4), MIB, 7, 1, ANSWERED, 0);
+	assert_int_equal(put(c, vm(5), MIB, 7, 1, ANSWERED, 1), -ENOSPC);
+	pack_all(c, 5 * SEC);
+	assert_int_equal(put(c, vm(5), MIB, 7, 1, ANSWERED, 6 * SEC), CACHE_ADDED);
+	assert_int_equal(n_seen, 0);
+}
+
+static void an_age_of_0_packs_nothing(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = cache_with(10, 10 * MIB, HOUR);
+
+	(void)state;
+	put(c, vm(3), MIB, 7, 1, RAW, 0);
+	assert_int_equal(cache_pack_due(c), USEC_INFINITY);
+	assert_false(cache_pack(c, MIB, HOUR));
+	assert_int_equal(stats(c).packed, 0);
+}
+
+static void content_that_finds_no_memory_for_it_stays_as_it_is(void **state)
+{
+	(void)state;
+	for (unsigned int n = 1;; n++) {
+		_cleanup_(cache_freep)
+		struct cache *c = packing(10 * MIB);
+		bool failed;
+
+		put(c, vm(3), MIB, 7, 1, RAW, 0);
+		put(c, vm(4), MIB, 9, 1, RAW, 0);
+		fail_at = n;
+		pack_all(c, 5 * SEC);
+		failed = fail_at == 0;
+		fail_at = 0;
+		assert_int_equal(stats(c).packed, failed ? 1 : 2);
+		assert_int_equal(used(c), 2);
+		if (!failed)
+			break;
+	}
+}
+
 /* ---- memory runs out ----------------------------------------------------------------------------- */
 
 /* valgrind puts its own calloc in the place of ours. */
@@ -1343,6 +1516,13 @@ int main(void)
 		cmocka_unit_test(newer_content_replaces_what_is_kept),
 		cmocka_unit_test(kept_content_goes_when_its_vm_was_silent_for_24_h),
 		cmocka_unit_test(what_is_kept_goes_when_it_is_not_wanted_any_more),
+		cmocka_unit_test(content_is_packed_from_its_age_on_in_slices),
+		cmocka_unit_test(packed_content_is_the_same_as_before),
+		cmocka_unit_test(content_that_leaves_while_it_is_packed_is_let_go),
+		cmocka_unit_test(what_is_kept_is_packed_too_and_replaced_when_it_comes_again),
+		cmocka_unit_test(packed_contents_leave_room_for_others),
+		cmocka_unit_test(an_age_of_0_packs_nothing),
+		cmocka_unit_test(content_that_finds_no_memory_for_it_stays_as_it_is),
 		cmocka_unit_test(new_cache_survives_every_failing_allocation),
 		cmocka_unit_test(insert_survives_every_failing_allocation),
 		cmocka_unit_test(random_lives_equal_those_of_a_plain_model),

@@ -13,6 +13,7 @@
 
 #include "clock.h"
 #include "disk.h"
+#include "packed.h"
 
 #define PATIENCE 20000 /* ms */
 
@@ -377,6 +378,44 @@ static void direct_or_not_the_bytes_are_the_same(void **state)
 			}
 }
 
+static void a_content_is_written_whether_it_is_packed_or_not(void **state)
+{
+	static const size_t lengths[] = { 5000, 256 * KIB, 700001 };
+	struct iovec header = { .iov_base = (void *)"sixteen bytes...", .iov_len = 16 };
+	struct folder *f = *state;
+
+	for (size_t i = 0; i < ARRAY_SIZE(lengths); i++)
+		for (int with = 0; with < 2; with++) {
+			struct buf *b = packable(lengths[i]), *packed = pack_in_steps(b, MIB);
+			const struct iovec *h = with ? &header : NULL;
+
+			assert_non_null(packed);
+			assert_int_equal(disk_write_content(f->fd, "tmp", "file", h, b), 0);
+			assert_bytes(f, header.iov_base, with * 16, buf_data(b), lengths[i]);
+			assert_int_equal(disk_write_content(f->fd, "tmp", "file", h, packed), 0);
+			assert_bytes(f, header.iov_base, with * 16, buf_data(b), lengths[i]);
+			buf_unref(b);
+			buf_unref(packed);
+		}
+}
+
+static void a_damaged_content_leaves_the_old_file_and_no_other(void **state)
+{
+	struct buf *b = packable(700001), *packed = pack_in_steps(b, MIB), *bad;
+	struct folder *f = *state;
+	size_t len;
+
+	buf_stored(packed, &len);
+	bad = with_damage(packed, len - 1); /* of the checksum, which is read last */
+	assert_int_equal(write_text(f, "old"), 0);
+	assert_int_equal(disk_write_content(f->fd, "tmp", "file", NULL, bad), -EBADMSG);
+	assert_text(f, "file", "old");
+	assert_int_equal(faccessat(f->fd, "tmp", F_OK, 0), -1);
+	buf_unref(b);
+	buf_unref(packed);
+	buf_unref(bad);
+}
+
 static void a_full_disk_leaves_the_old_file_and_no_other(void **state)
 {
 	struct folder *f = *state, on = { .fd = -1 };
@@ -415,6 +454,8 @@ int main(void)
 		FILE_TEST(links_are_replaced_and_not_followed),
 		FILE_TEST(a_write_that_fails_leaves_the_old_file_and_no_other),
 		FILE_TEST(direct_or_not_the_bytes_are_the_same),
+		FILE_TEST(a_content_is_written_whether_it_is_packed_or_not),
+		FILE_TEST(a_damaged_content_leaves_the_old_file_and_no_other),
 		FILE_TEST(a_full_disk_leaves_the_old_file_and_no_other),
 	};
 

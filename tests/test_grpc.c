@@ -15,6 +15,7 @@
 #include <nghttp2/nghttp2.h>
 
 #include "grpc.h"
+#include "packed.h"
 
 #define MSEC USEC_PER_MSEC
 #define SEC  USEC_PER_SEC
@@ -117,7 +118,7 @@ struct call_log {
 	int done;
 	enum grpc_status status;
 	char message[256];
-	bool undelivered;
+	bool undelivered, damaged;
 	uint8_t response[64];
 	size_t response_len;
 	size_t n_messages;
@@ -407,6 +408,7 @@ static void on_done(struct grpc_call *call _unused_, const struct grpc_result *r
 	log->call = NULL;
 	log->status = r->status;
 	log->undelivered = r->undelivered;
+	log->damaged = r->damaged;
 	snprintf(log->message, sizeof(log->message), "%s", r->message);
 	log->response_len = r->response_len;
 	if (r->response)
@@ -449,7 +451,7 @@ static int call_with(struct world *w, struct call_log *log, struct buf *payload,
 	};
 
 	*log = (struct call_log){ .status = GRPC_STATUS_MAX };
-	w->payload = buf_data(payload);
+	w->payload = buf_packed(payload) ? NULL : buf_data(payload);
 	w->payload_len = buf_len(payload);
 	return CORE(grpc_call_start(w->g, &request, w->now, &log->call));
 }
@@ -641,6 +643,63 @@ static void payloads_arrive_whole_and_are_not_copied(void **state _unused_)
 		assert_result(&log, GRPC_OK, false);
 		world_close(&w);
 	}
+}
+
+/* Frames, windows and pieces of a packed payload: it arrives as it was. */
+static void packed_payloads_arrive_unpacked(void **state _unused_)
+{
+	static const size_t sizes[] = { 8192, 16379, 65530, 65531, 70000, 2500000, 16 * MIB };
+	static const size_t chunks[] = { 0, 1000 };
+
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(sizes); i++) {
+		size_t size = sizes[i / 2];
+		struct buf *payload = payload_of(size), *packed = pack_in_steps(payload, MIB);
+		struct call_log log;
+		struct world w;
+
+		assert_non_null(packed);
+		assert_int_equal(open_with(&w, NULL, 0, false), 0);
+		w.chunk = chunks[i % 2];
+		pump(&w);
+		assert_int_equal(call_with(&w, &log, packed, 5 * SEC), 0);
+		buf_unref(payload);
+		buf_unref(packed);
+		pump(&w);
+		assert_true(body_is(last(&w), size));
+		message_add(last(&w), "x");
+		answer_end(&w, last(&w), "0", "");
+		assert_result(&log, GRPC_OK, false);
+		assert_false(log.damaged);
+		world_close(&w);
+	}
+}
+
+/* The request never gets to its end, whatever the receiver saw of it, and the connection lives. */
+static void a_damaged_payload_is_never_delivered(void **state _unused_)
+{
+	struct buf *payload = payload_of(300000), *packed = pack_in_steps(payload, MIB);
+	size_t len;
+
+	buf_stored(packed, &len);
+	for (size_t i = 1; i < 4; i++) {
+		struct buf *bad = with_damage(packed, len * i / 3 - 1);
+		struct call_log log;
+		struct world w;
+
+		world_open(&w);
+		assert_int_equal(call_with(&w, &log, bad, 5 * SEC), 0);
+		buf_unref(bad);
+		pump(&w);
+		later(&w, 0);
+		assert_result(&log, GRPC_DATA_LOSS, false);
+		assert_true(log.damaged);
+		assert_false(last(&w)->ended);
+		assert_int_not_equal(last(&w)->reset, -1);
+		assert_usable(&w);
+		world_close(&w);
+	}
+	buf_unref(payload);
+	buf_unref(packed);
 }
 
 static void payloads_arrive_whole_byte_by_byte(void **state _unused_)
@@ -1686,6 +1745,8 @@ int main(void)
 		cmocka_unit_test(a_call_says_who_where_and_how_long),
 		cmocka_unit_test(long_timeouts_are_sent_in_seconds),
 		cmocka_unit_test(payloads_arrive_whole_and_are_not_copied),
+		cmocka_unit_test(packed_payloads_arrive_unpacked),
+		cmocka_unit_test(a_damaged_payload_is_never_delivered),
 		cmocka_unit_test(payloads_arrive_whole_byte_by_byte),
 		cmocka_unit_test(a_payload_is_released_with_its_call),
 		cmocka_unit_test(a_message_over_the_limit_is_refused_before_it_is_sent),

@@ -12,6 +12,7 @@
 
 #include "digest.h"
 #include "metrics.h"
+#include "pack.h"
 #include "relay.h"
 
 #define SEC    USEC_PER_SEC
@@ -805,6 +806,84 @@ static void a_reload_that_keeps_nothing_frees_what_was_kept(void **state _unused
 	assert_int_equal(metric_get(METRIC_CACHE_KEPT_REMOVALS, METRIC_UNKEPT_OFF), 1);
 	/* The digest of record stays. */
 	assert_int_equal(submit(&w, 7, 'a'), RELAY_SUPPRESSED);
+	world_close(&w);
+}
+
+/* ---- packed contents ------------------------------------------------------------------------------ */
+
+static void pack_all(struct world *w)
+{
+	for (unsigned i = 0; relay_pack(w->r, w->now); i++)
+		assert_true(i < 1000);
+	check(w);
+}
+
+static void packed_content_is_resent_and_recognised_like_any(void **state _unused_)
+{
+	_cleanup_(buf_unrefp)
+	struct buf *b = content('a');
+	struct relay_settings s = defaults();
+
+	s.cache.pack = 5 * SEC;
+	for (int bytes = 0; bytes < 2; bytes++) {
+		struct world w;
+
+		s.dedup_bytes = bytes;
+		world_open(&w, s, unlimited);
+		assert_int_equal(submit(&w, 7, 'a'), RELAY_ACCEPTED);
+		end(&w, SEND_FAILED);
+		assert_int_equal(relay_pack_due(w.r), T0 + 5 * SEC);
+		run_at(&w, T0 + 5 * SEC);
+		pack_all(&w);
+		assert_int_equal(figures(&w).cache.packed, 1);
+		assert_int_equal(relay_pack_due(w.r), USEC_INFINITY);
+		assert_int_equal(submit(&w, 7, 'a'), RELAY_DUPLICATE);
+		run_at(&w, T0 + 30 * SEC);
+		assert_int_equal(w.up.n_sends, 1);
+		assert_true(buf_packed(w.up.sends[0]->payload));
+		assert_true(content_equal(w.up.sends[0]->payload, b));
+		end(&w, SEND_ACKED);
+		assert_int_equal(ended(METRIC_ENDED_ACKED), 1);
+		world_close(&w);
+	}
+}
+
+static void dedup_bytes_unpacks_to_compare(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.cache.pack = SEC;
+	s.dedup_bytes = true;
+	world_open(&w, s, unlimited);
+	w.up.busy = true;
+	w.fake_digest = 42;
+	assert_int_equal(submit(&w, 7, 'a'), RELAY_ACCEPTED);
+	run_at(&w, T0 + SEC);
+	pack_all(&w);
+	assert_int_equal(submit(&w, 7, 'b'), RELAY_ACCEPTED);
+	assert_int_equal(vm_of(&w, 7)->generation, 2);
+	world_close(&w);
+}
+
+static void damaged_content_ends_custody_and_is_counted(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	assert_int_equal(submit(&w, 7, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_DAMAGED);
+	assert_int_equal(ended(METRIC_ENDED_DAMAGED), 1);
+	assert_int_equal(metric_get(METRIC_CACHE_REMOVALS, METRIC_REMOVED_DAMAGED), 1);
+	assert_int_equal(figures(&w).held, 0);
+	assert_int_equal(figures(&w).cache.slots_used, 0);
+	/* It is lost: the same report is new. */
+	assert_int_equal(submit(&w, 7, 'a'), RELAY_ACCEPTED);
+	/* The damage of an older content says nothing about the newer. */
+	assert_int_equal(submit(&w, 7, 'b'), RELAY_ACCEPTED);
+	end(&w, SEND_DAMAGED);
+	assert_int_equal(ended(METRIC_ENDED_DAMAGED), 1);
+	assert_int_equal(figures(&w).held, 1);
 	world_close(&w);
 }
 
@@ -1812,6 +1891,9 @@ int main(void)
 		cmocka_unit_test(kept_content_is_forwarded_again_where_unchanged_says_so),
 		cmocka_unit_test(kept_content_goes_24_h_after_its_vm_was_heard_last),
 		cmocka_unit_test(a_reload_that_keeps_nothing_frees_what_was_kept),
+		cmocka_unit_test(packed_content_is_resent_and_recognised_like_any),
+		cmocka_unit_test(dedup_bytes_unpacks_to_compare),
+		cmocka_unit_test(damaged_content_ends_custody_and_is_counted),
 		cmocka_unit_test(a_limited_report_waits_for_the_token_and_is_counted_once),
 		cmocka_unit_test(a_content_is_counted_as_limited_once_however_often_it_is),
 		cmocka_unit_test(limited_without_an_ack_for_4_h_is_stale_ack),

@@ -18,6 +18,7 @@
  */
 #include "buf.h"
 
+#include <assert.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
@@ -35,6 +36,8 @@ struct buf {
 	size_t end;    /* of the bytes so far */
 	size_t filled; /* the most that end ever was: memory that a header took is not idle again */
 	size_t max;
+	size_t stands_for; /* bytes of content, of a packed buffer */
+	bool packed;
 };
 
 /* A range of memory that nobody uses, always part of a single mapping of the kernel's (it was cut
@@ -49,6 +52,8 @@ static struct {
 	struct piece pieces[PIECES];
 	size_t n;
 	size_t limit;
+	size_t free;	    /* bytes in pieces */
+	size_t unused;	    /* the least that was, since the last trim */
 	atomic_size_t idle; /* bytes in pieces, and warm bytes of buffers that are not filled yet;
 			     * grows under the lock only */
 } pool = {
@@ -81,6 +86,8 @@ static struct piece piece_take(size_t i)
 	struct piece p = pool.pieces[i];
 
 	pool.pieces[i] = pool.pieces[--pool.n];
+	pool.free -= p.size;
+	pool.unused = MIN(pool.unused, pool.free);
 	return p;
 }
 
@@ -125,6 +132,7 @@ static struct piece piece_add(struct piece p)
 		atomic_fetch_sub(&pool.idle, out.size);
 	}
 	pool.pieces[pool.n++] = p;
+	pool.free += p.size;
 	atomic_fetch_add(&pool.idle, p.size);
 	return out;
 }
@@ -155,6 +163,8 @@ static struct piece reuse(size_t want)
 			p = (struct piece){ pool.pieces[i].map, want };
 			pool.pieces[i].map += want;
 			pool.pieces[i].size -= want;
+			pool.free -= want;
+			pool.unused = MIN(pool.unused, pool.free);
 		} else {
 			p = piece_take(i);
 		}
@@ -168,16 +178,38 @@ size_t buf_pool_bytes(void)
 	return atomic_load(&pool.idle);
 }
 
+static void free_piece(size_t i)
+{
+	struct piece p = piece_take(i);
+
+	atomic_fetch_sub(&pool.idle, p.size);
+	unmap(p.map, p.size);
+}
+
 void buf_pool_set_limit(size_t bytes)
 {
 	pthread_mutex_lock(&pool.lock);
 	pool.limit = bytes;
-	while (pool.n > 0 && atomic_load(&pool.idle) > bytes) {
-		struct piece p = piece_take(smallest_piece());
+	while (pool.n > 0 && atomic_load(&pool.idle) > bytes)
+		free_piece(smallest_piece());
+	pthread_mutex_unlock(&pool.lock);
+}
 
-		atomic_fetch_sub(&pool.idle, p.size);
-		unmap(p.map, p.size);
+void buf_pool_trim(void)
+{
+	size_t left;
+
+	pthread_mutex_lock(&pool.lock);
+	left = pool.unused;
+	while (pool.n > 0) {
+		size_t i = smallest_piece(), size = pool.pieces[i].size;
+
+		if (size > left)
+			break;
+		left -= size;
+		free_piece(i);
 	}
+	pool.unused = pool.free;
 	pthread_mutex_unlock(&pool.lock);
 }
 
@@ -302,14 +334,33 @@ void buf_seal(struct buf *b)
 	cut(b, MAX(pages(b->end), (size_t)PAGE));
 }
 
+void buf_seal_packed(struct buf *b, size_t length)
+{
+	buf_seal(b);
+	b->stands_for = length;
+	b->packed = true;
+}
+
+bool buf_packed(const struct buf *b)
+{
+	return b->packed;
+}
+
+const uint8_t *buf_stored(const struct buf *b, size_t *ret_len)
+{
+	*ret_len = b->end;
+	return b->map;
+}
+
 const uint8_t *buf_data(const struct buf *b)
 {
+	assert(!b->packed);
 	return b->map;
 }
 
 size_t buf_len(const struct buf *b)
 {
-	return b->end;
+	return b->packed ? b->stands_for : b->end;
 }
 
 size_t buf_cost(const struct buf *b)

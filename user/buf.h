@@ -38,9 +38,19 @@ void buf_restart(struct buf *b);
 /* The bytes end here: gives back what is beyond them, and makes the buffer immutable. */
 void buf_seal(struct buf *b);
 
+/* Seals what is not a content of `length` bytes but stands for it: user/pack.h makes it and reads
+ * it. */
+void buf_seal_packed(struct buf *b, size_t length);
+/* Whether the buffer holds a packed content. Contents that were in the cache may: buf_data() is not
+ * for them. */
+bool buf_packed(const struct buf *b);
+/* The bytes as they lie there, packed or not, and how many. */
+const uint8_t *buf_stored(const struct buf *b, size_t *ret_len);
+
 /* The content, before buf_seal() all bytes so far: valid, and in the same place, the start of a
- * page, as long as the reference is held. */
+ * page, as long as the reference is held. Not of a packed buffer. */
 const uint8_t *buf_data(const struct buf *b);
+/* Bytes of the content, also where it is packed. */
 size_t buf_len(const struct buf *b);
 /* Bytes of memory that the buffer costs now: whole pages, its own bookkeeping left out. */
 size_t buf_cost(const struct buf *b);
@@ -54,5 +64,8 @@ size_t buf_cost_of(size_t length);
 #define BUF_POOL_DEFAULT (16 * MIB)
 size_t buf_pool_bytes(void);
 void buf_pool_set_limit(size_t bytes);
+/* Gives back to the system what nobody has used since the last call, so that a relay that has
+ * nothing to do keeps nothing. From any thread. */
+void buf_pool_trim(void);
 
 #endif

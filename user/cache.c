@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cache.h"
 
+#include "pack.h"
+
 /* Expired entries that one insert removes at most: bounds what a report has to wait for, and
  * still drains faster than inserts can fill (the reference's number). */
 #define EXPIRED_PER_INSERT 16
@@ -18,6 +20,11 @@ struct cache {
 	struct heap oldest[CACHE_HOLD_KEPT];
 	size_t count[CACHE_HOLD_MAX];
 	uint64_t bytes[CACHE_HOLD_MAX];
+	struct list loose; /* contents that may be packed, oldest first */
+	struct packer *packer;
+	struct cache_entry *packing; /* out of loose */
+	size_t packed;
+	uint64_t packed_bytes, packed_length;
 	uint64_t changes;
 	uint64_t hits, misses;
 };
@@ -27,7 +34,7 @@ const char *cache_end_name(enum cache_end why)
 	static const char *const names[CACHE_END_MAX] = {
 		[CACHE_END_ACKED] = "acked", [CACHE_END_DROPPED] = "dropped",
 		[CACHE_END_SLOTS] = "slots", [CACHE_END_BYTES] = "bytes",
-		[CACHE_END_TTL] = "ttl",
+		[CACHE_END_TTL] = "ttl",     [CACHE_END_DAMAGED] = "damaged",
 	};
 
 	return names[why];
@@ -51,14 +58,31 @@ int cache_new(const struct cache_limits *limits, cache_observer_t observer, void
 	c->userdata = userdata;
 	list_init(&c->order);
 	list_init(&c->kept);
+	list_init(&c->loose);
 	*ret = c;
 	return 0;
 }
 
-static struct cache_entry *entry_free(struct cache_entry *e)
+/* The entry lets go of its content. */
+static void empty(struct cache *c, struct cache_entry *e)
 {
-	match_uncache(e->match);
-	buf_unref(e->content);
+	if (c->packing == e) {
+		packer_cancel(c->packer);
+		c->packing = NULL;
+	}
+	list_del(&e->loose);
+	if (e->content && buf_packed(e->content)) {
+		c->packed--;
+		c->packed_bytes -= e->cost;
+		c->packed_length -= buf_len(e->content);
+	}
+	e->match = match_uncache(e->match);
+	e->content = buf_unref(e->content);
+}
+
+static struct cache_entry *entry_free(struct cache *c, struct cache_entry *e)
+{
+	empty(c, e);
 	free(e);
 	return NULL;
 }
@@ -68,11 +92,12 @@ struct cache *cache_free(struct cache *c)
 	if (!c)
 		return NULL;
 	list_for_each_safe(node, &c->order)
-		entry_free(container_of(node, struct cache_entry, order));
+		entry_free(c, container_of(node, struct cache_entry, order));
 	list_for_each_safe(node, &c->kept)
-		entry_free(container_of(node, struct cache_entry, order));
+		entry_free(c, container_of(node, struct cache_entry, order));
 	for (size_t i = 0; i < ARRAY_SIZE(c->oldest); i++)
 		free(c->oldest[i].nodes);
+	packer_free(c->packer);
 	vmmap_done(&c->by_id);
 	free(c);
 	return NULL;
@@ -161,7 +186,7 @@ static void discard(struct cache *c, struct cache_entry *e, enum cache_end why, 
 	if (c->observer)
 		c->observer(&removal, c->userdata);
 	if (!keeps)
-		entry_free(e);
+		entry_free(c, e);
 }
 
 /* Kept contents, least recently used first, that were not used for `age`. */
@@ -313,8 +338,12 @@ static bool same_content(const struct cache_entry *e, const struct buf *content,
 {
 	if (e->content == content)
 		return true;
-	return e->digest == digest && buf_len(e->content) == buf_len(content) &&
-	       memcmp(buf_data(e->content), buf_data(content), buf_len(content)) == 0;
+	if (e->digest != digest)
+		return false;
+	/* What is kept and packed is replaced: unpacking it to find that it is the same would make
+	 * the report wait. */
+	return !(e->hold == CACHE_HOLD_KEPT && buf_packed(e->content)) &&
+	       content_equal(e->content, content);
 }
 
 /* Room in every heap for n entries, so that join_class() cannot fail. */
@@ -334,9 +363,10 @@ static void fill(struct cache *c, struct cache_entry *e, struct buf *content, ui
 		 uint64_t generation, enum cache_hold hold, uint64_t now)
 {
 	if (e->content != content) {
-		e->match = match_uncache(e->match);
-		buf_unref(e->content);
+		empty(c, e);
 		e->content = buf_ref(content);
+		e->filled = now;
+		list_add_last(&c->loose, &e->loose);
 	}
 	e->cost = buf_cost(content);
 	e->digest = digest;
@@ -380,12 +410,13 @@ static int add(struct cache *c, struct vsr_vm_id id, struct cache_entry *kept, s
 		e = calloc(1, sizeof(*e));
 		if (!e)
 			return -ENOMEM;
+		list_init(&e->loose);
 		vmmap_add(&c->by_id, &e->by_id, id);
 	} else {
-		leave_class(c, kept);
 		/* The same bytes stay where they are. */
 		if (same_content(kept, content, digest))
 			content = kept->content;
+		leave_class(c, kept);
 	}
 	push_out(c, hold, 1, buf_cost(content), SIZE_MAX, now);
 	e->first_seen = now;
@@ -491,6 +522,72 @@ size_t cache_sweep(struct cache *c, size_t max, uint64_t now)
 	return n + discard_kept(c, c->limits.keep, CACHE_END_TTL, max - n, now);
 }
 
+/* ---- packing ------------------------------------------------------------------------------------ */
+
+static struct cache_entry *next_loose(const struct cache *c)
+{
+	return list_first_entry(&c->loose, struct cache_entry, loose);
+}
+
+uint64_t cache_pack_due(const struct cache *c)
+{
+	const struct cache_entry *e = next_loose(c);
+
+	if (c->packing)
+		return 0;
+	return e && c->limits.pack > 0 ? usec_add(e->filled, c->limits.pack) : USEC_INFINITY;
+}
+
+static void begin_packing(struct cache *c)
+{
+	struct cache_entry *e = next_loose(c);
+
+	list_del(&e->loose);
+	if (!c->packer && packer_new(&c->packer) < 0)
+		return;
+	if (packer_begin(c->packer, e->content) == 0)
+		c->packing = e;
+}
+
+/* The entry's content is the packed one now. Sends and connections that have the other keep it. */
+static void replace_by_packed(struct cache *c, struct cache_entry *e, struct buf *packed)
+{
+	size_t cost = buf_cost(packed);
+
+	if (e->match)
+		match_pack(e->match, packed, reader_copy);
+	buf_unref(e->content);
+	e->content = packed;
+	c->bytes[e->hold] -= e->cost - cost;
+	e->cost = cost;
+	c->packed++;
+	c->packed_bytes += cost;
+	c->packed_length += buf_len(packed);
+}
+
+bool cache_pack(struct cache *c, size_t slice, uint64_t now)
+{
+	struct buf *packed;
+	int r;
+
+	if (cache_pack_due(c) > now)
+		return false;
+	if (!c->packing)
+		begin_packing(c);
+	if (c->packing) {
+		r = packer_step(c->packer, slice, &packed);
+		if (r > 0)
+			replace_by_packed(c, c->packing, packed);
+		if (r != 0)
+			c->packing = NULL;
+	}
+	if (cache_pack_due(c) <= now)
+		return true;
+	/* Its memory is not needed while there is nothing to do. */
+	c->packer = packer_free(c->packer);
+	return false;
+}
+
 const struct cache_entry *cache_next(const struct cache *c, const struct cache_entry *e)
 {
 	const struct list *next = e ? e->order.next : c->order.next;
@@ -508,5 +605,8 @@ void cache_get_stats(const struct cache *c, struct cache_stats *ret)
 		.misses = c->misses,
 		.kept = c->count[CACHE_HOLD_KEPT],
 		.kept_bytes = c->bytes[CACHE_HOLD_KEPT],
+		.packed = c->packed,
+		.packed_bytes = c->packed_bytes,
+		.packed_length = c->packed_length,
 	};
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The payload cache (SPEC section 4): the last content of each VM, bounded in slots, bytes and
- * age. Pure: no I/O, and the clock is an argument (microseconds of CLOCK_BOOTTIME that never go
+ * age, and compressed when it stays. Pure: no I/O, and the clock is an argument (microseconds of CLOCK_BOOTTIME that never go
  * backwards). Every operation is O(1) or O(log n) plus the entries that it removes.
  *
  * Entries are ordered by the last change of their content. Looking one up neither reorders nor
@@ -42,9 +42,10 @@ enum cache_end {
 	CACHE_END_SLOTS,   /* pushed out: too many entries */
 	CACHE_END_BYTES,   /* pushed out: too many bytes */
 	CACHE_END_TTL,
+	CACHE_END_DAMAGED, /* it cannot be unpacked: memory went bad */
 	CACHE_END_MAX,
 };
-/* "acked", "dropped", "slots", "bytes", "ttl": the label of metrics and log. */
+/* "acked", "dropped", "slots", "bytes", "ttl", "damaged": the label of metrics and log. */
 const char *cache_end_name(enum cache_end why);
 
 struct cache_limits {
@@ -52,6 +53,7 @@ struct cache_limits {
 	uint64_t bytes; /* sum of the entries' cost in memory (buf_cost()) */
 	uint64_t ttl;	/* age of content, in usec, from which on it is expired */
 	uint64_t keep;	/* how long ACKed content stays after its last use, usec; 0: not at all */
+	uint64_t pack;	/* content of this age, in usec, is compressed; 0: never */
 };
 
 /* For reading; only the cache changes it. Valid until the next call that changes the cache. */
@@ -59,8 +61,9 @@ struct cache_entry {
 	struct vmmap_node by_id; /* by_id.id: the VM */
 	struct list order;	 /* oldest to newest change of content; kept: to newest use */
 	struct heap_node oldest; /* among those with the same hold; key: sequence of changes */
+	struct list loose;	 /* contents that may be packed, oldest first */
 
-	struct buf *content;
+	struct buf *content; /* packed, if buf_packed() says so */
 	struct match *match; /* what streams compare with; NULL: nothing is compared */
 	uint64_t digest;     /* of the content (SPEC section 5) */
 	uint64_t generation; /* that the content stands for */
@@ -69,6 +72,7 @@ struct cache_entry {
 	uint64_t updated;    /* last change of content; kept: last use */
 	uint64_t first_seen; /* first insert of this entry */
 	uint64_t change;     /* sequence number of that change */
+	uint64_t filled;     /* when this content came */
 };
 
 /* One removal, as the observer sees it. `content` is the observer's for the call only. With hold
@@ -163,12 +167,22 @@ size_t cache_sweep(struct cache *c, size_t max, uint64_t now);
 /* Entries from oldest to newest change: NULL for the first; NULL behind the last. */
 const struct cache_entry *cache_next(const struct cache *c, const struct cache_entry *e);
 
+/* Packs contents that have been here for limits.pack: a step of at most `slice` bytes (about 1 ms
+ * for a MiB), so that nobody waits for it. What does not get smaller, or finds no memory, stays as
+ * it is. Returns whether there is more to do now. */
+bool cache_pack(struct cache *c, size_t slice, uint64_t now);
+/* When to call it next, USEC_INFINITY: never. */
+uint64_t cache_pack_due(const struct cache *c);
+
 struct cache_stats {
 	size_t slots_used, slots; /* slots: the limit */
 	uint64_t bytes;		  /* cost of all entries and all that is kept */
 	uint64_t hits, misses;	  /* of cache_lookup() */
 	size_t kept;		  /* contents kept after their ACK */
 	uint64_t kept_bytes;	  /* their cost */
+	size_t packed;		  /* contents that are packed now */
+	uint64_t packed_bytes;	  /* their cost */
+	uint64_t packed_length;	  /* bytes that they stand for */
 };
 void cache_get_stats(const struct cache *c, struct cache_stats *ret);
 

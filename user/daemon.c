@@ -31,6 +31,9 @@
 #define VSOCK_RETRY_MAX	  (5 * USEC_PER_MIN)
 /* How often a stop looks whether all is done. */
 #define STOP_LOOK (50 * USEC_PER_MSEC)
+/* Receive memory that was not used for so long goes back to the system: a report every 144 s needs
+ * none that is warm. */
+#define TRIM_INTERVAL (5 * USEC_PER_SEC)
 /* cache.slots: auto (SPEC 4). */
 #define SLOTS_AUTO_MIN 100
 
@@ -55,7 +58,8 @@ struct daemon {
 	struct hybrid *hybrid;
 	struct control *control;
 	struct admin *admin;
-	sd_event_source *post, *timer, *disk_source, *vsock_retry;
+	sd_event_source *post, *timer, *pack, *disk_source, *vsock_retry;
+	uint64_t trim_at; /* when memory that nobody used goes back */
 	uint64_t vsock_retry_after;
 	uint64_t stop_at; /* 0: runs */
 	int result;
@@ -100,7 +104,8 @@ static struct relay_settings relay_of(const struct settings *s)
 									  : s->cache.slots,
 			   .bytes = s->cache.bytes,
 			   .ttl = s->cache.ttl_usec,
-			   .keep = s->cache.keep_acked ? VM_IDLE_USEC : 0 },
+			   .keep = s->cache.keep_acked ? VM_IDLE_USEC : 0,
+			   .pack = s->cache.compress_after_usec },
 		.retry = tracker_defaults,
 	};
 
@@ -175,6 +180,40 @@ static uint64_t watch_disk(struct daemon *d, uint64_t now)
 	return disk_pending(d->disk) > 0 ? usec_add(now, DISK_DEADLINE) : USEC_INFINITY;
 }
 
+/* Contents that stay are compressed when there is nothing else to do. Returns when to look again. */
+static uint64_t start_packing(struct daemon *d, uint64_t now)
+{
+	uint64_t due = relay_pack_due(d->relay);
+	int enabled = SD_EVENT_OFF;
+
+	sd_event_source_get_enabled(d->pack, &enabled);
+	if (enabled != SD_EVENT_OFF)
+		return USEC_INFINITY;
+	if (due > now)
+		return due;
+	sd_event_source_set_enabled(d->pack, SD_EVENT_ON);
+	return USEC_INFINITY;
+}
+
+static int on_pack(sd_event_source *source, void *userdata)
+{
+	struct daemon *d = userdata;
+
+	if (!relay_pack(d->relay, clock_usec()))
+		sd_event_source_set_enabled(source, SD_EVENT_OFF);
+	return 0;
+}
+
+/* Returns when to look again. */
+static uint64_t trim_pool(struct daemon *d, uint64_t now)
+{
+	if (now >= d->trim_at) {
+		buf_pool_trim();
+		d->trim_at = usec_add(now, TRIM_INTERVAL);
+	}
+	return buf_pool_bytes() > 0 ? d->trim_at : USEC_INFINITY;
+}
+
 /* After whatever happened: who can go on now goes on. */
 static void turn(struct daemon *d)
 {
@@ -189,6 +228,8 @@ static void turn(struct daemon *d)
 	probe_debtors(d, now);
 	next = MIN(admission_next_event(d->admission, now), relay_next_event(d->relay));
 	next = MIN(next, watch_disk(d, now));
+	next = MIN(next, start_packing(d, now));
+	next = MIN(next, trim_pool(d, now));
 	sd_event_source_set_time(d->timer, next);
 	sd_event_source_set_enabled(d->timer,
 				    next == USEC_INFINITY ? SD_EVENT_OFF : SD_EVENT_ONESHOT);
@@ -281,6 +322,9 @@ static void refresh_metrics(void *userdata)
 	metric_set(METRIC_CACHE_BYTES, (double)r.cache.bytes);
 	metric_set(METRIC_CACHE_KEPT, (double)r.cache.kept);
 	metric_set(METRIC_CACHE_KEPT_BYTES, (double)r.cache.kept_bytes);
+	metric_set(METRIC_CACHE_PACKED, (double)r.cache.packed);
+	metric_set(METRIC_CACHE_PACKED_BYTES, (double)r.cache.packed_bytes);
+	metric_set(METRIC_CACHE_PACKED_LENGTH, (double)r.cache.packed_length);
 	metric_set(METRIC_CACHE_BYTES_LIMIT, (double)d->settings->cache.bytes);
 	metric_set_label(METRIC_CACHE_LOOKUPS, METRIC_HIT, (double)r.cache.hits);
 	metric_set_label(METRIC_CACHE_LOOKUPS, METRIC_MISS, (double)r.cache.misses);
@@ -717,6 +761,12 @@ static int add_sources(struct daemon *d)
 	if (r >= 0)
 		r = sd_event_add_time(d->event, &d->timer, CLOCK_BOOTTIME, USEC_INFINITY,
 				      10 * USEC_PER_MSEC, on_timer, d);
+	if (r >= 0)
+		r = sd_event_add_defer(d->event, &d->pack, on_pack, d);
+	if (r >= 0)
+		r = sd_event_source_set_priority(d->pack, SD_EVENT_PRIORITY_IDLE);
+	if (r >= 0)
+		r = sd_event_source_set_enabled(d->pack, SD_EVENT_OFF);
 	return r < 0 ? log_error_errno(r, "event loop") : 0;
 }
 
@@ -904,6 +954,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->bpf = ingest_bpf_free(d->bpf);
 	d->vsock_retry = sd_event_source_disable_unref(d->vsock_retry);
 	d->timer = sd_event_source_disable_unref(d->timer);
+	d->pack = sd_event_source_disable_unref(d->pack);
 	d->pin_lock = safe_close(d->pin_lock);
 	d->run_lock = safe_close(d->run_lock);
 	d->event = sd_event_unref(d->event);

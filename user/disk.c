@@ -8,11 +8,14 @@
 #include <sys/stat.h>
 
 #include "clock.h"
+#include "pack.h"
 
 /* What every file system with O_DIRECT takes: the size of a page, and of a block at most. */
 #define DIRECT_ALIGN 4096
 /* Less is not worth the wait for the disk before the fsync. */
 #define DIRECT_MIN (64 * KIB)
+/* Whole pages, so that pieces in the middle can go past the page cache too. */
+#define UNPACK_PIECE (256 * KIB)
 
 struct disk_queue {
 	struct disk_job *first, **last;
@@ -281,18 +284,52 @@ static int write_part(int fd, const struct iovec *part, off_t *pos)
 	return write_all(fd, (const uint8_t *)part->iov_base + done, part->iov_len - done, pos);
 }
 
-static int write_parts(int fd, const struct iovec *parts, unsigned n_parts)
+/* Unpacks and writes a piece at a time. */
+static int write_packed(int fd, const struct buf *content, off_t *pos)
+{
+	_cleanup_(reader_freep)
+	struct reader *reader = NULL;
+	_cleanup_free_ uint8_t *piece = aligned_alloc(DIRECT_ALIGN, UNPACK_PIECE);
+	size_t left = buf_len(content);
+	int r;
+
+	r = piece ? reader_new(content, &reader) : -ENOMEM;
+	while (r == 0 && left > 0) {
+		struct iovec part = { piece, MIN(left, (size_t)UNPACK_PIECE) };
+
+		r = reader_read(reader, piece, part.iov_len);
+		if (r == 0)
+			r = write_part(fd, &part, pos);
+		left -= part.iov_len;
+	}
+	return r;
+}
+
+/* What a file is to hold: parts, and then a content, if there is one. */
+struct body {
+	const struct iovec *parts;
+	unsigned n_parts;
+	const struct buf *content;
+};
+
+static int write_body(int fd, const struct body *body)
 {
 	off_t pos = 0;
 	int r = 0;
 
-	for (unsigned i = 0; r == 0 && i < n_parts; i++)
-		r = write_part(fd, &parts[i], &pos);
-	return r;
+	for (unsigned i = 0; r == 0 && i < body->n_parts; i++)
+		r = write_part(fd, &body->parts[i], &pos);
+	if (r < 0 || !body->content)
+		return r;
+	if (buf_packed(body->content))
+		return write_packed(fd, body->content, &pos);
+	return write_part(fd,
+			  &(struct iovec){ .iov_base = (void *)buf_data(body->content),
+					   .iov_len = buf_len(body->content) },
+			  &pos);
 }
 
-int disk_write_file(int dir_fd, const char *tmp, const char *name, const struct iovec *parts,
-		    unsigned n_parts)
+static int replace_file(int dir_fd, const char *tmp, const char *name, const struct body *body)
 {
 	_cleanup_close_ int fd = -1;
 	int r;
@@ -303,7 +340,7 @@ int disk_write_file(int dir_fd, const char *tmp, const char *name, const struct 
 	fd = openat(dir_fd, tmp, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0640);
 	if (fd < 0)
 		return -errno;
-	r = write_parts(fd, parts, n_parts);
+	r = write_body(fd, body);
 	if (r == 0 && fsync(fd) < 0)
 		r = -errno;
 	if (r == 0 && renameat(dir_fd, tmp, dir_fd, name) < 0)
@@ -313,4 +350,16 @@ int disk_write_file(int dir_fd, const char *tmp, const char *name, const struct 
 		return r;
 	}
 	return fsync(dir_fd) < 0 ? -errno : 0;
+}
+
+int disk_write_file(int dir_fd, const char *tmp, const char *name, const struct iovec *parts,
+		    unsigned n_parts)
+{
+	return replace_file(dir_fd, tmp, name, &(struct body){ parts, n_parts, NULL });
+}
+
+int disk_write_content(int dir_fd, const char *tmp, const char *name, const struct iovec *header,
+		       const struct buf *content)
+{
+	return replace_file(dir_fd, tmp, name, &(struct body){ header, header != NULL, content });
 }

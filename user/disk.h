@@ -10,7 +10,7 @@
 
 #include <sys/uio.h>
 
-#include "util.h"
+#include "buf.h"
 
 struct disk;
 
@@ -57,5 +57,10 @@ uint64_t disk_busy_for(struct disk *d);
  * Returns 0 or -errno; on error the temporary file is removed. */
 int disk_write_file(int dir_fd, const char *tmp, const char *name, const struct iovec *parts,
 		    unsigned n_parts);
+
+/* The same for a header (NULL: none) and a content behind it. A packed content (user/pack.h) is
+ * unpacked a piece at a time. Returns also -ENOMEM; -EBADMSG: the content is damaged. */
+int disk_write_content(int dir_fd, const char *tmp, const char *name, const struct iovec *header,
+		       const struct buf *content);
 
 #endif

@@ -5,6 +5,7 @@
 #include <nghttp2/nghttp2.h>
 
 #include "list.h"
+#include "pack.h"
 
 #define PREFIX_SIZE  5 /* of a gRPC message: compressed flag, length */
 #define FRAME_HEADER 9
@@ -21,6 +22,7 @@
 /* A piece of output: the next len bytes of the control ring, or of a payload. */
 struct piece {
 	struct buf *payload; /* a reference; NULL: of the ring */
+	uint8_t *unpacked;   /* of a packed payload: the bytes, which are the piece's own */
 	const uint8_t *data;
 	size_t len;
 };
@@ -38,14 +40,15 @@ struct grpc_call {
 	struct grpc_request request;
 	int32_t stream;
 	uint64_t deadline;
-	size_t offset;	   /* bytes of prefix and payload that are queued */
-	bool data_queued;  /* of these, any */
-	uint64_t data_at;  /* where the first lies in the output */
-	bool server_ended; /* its last frame came */
-	bool closed;	   /* the stream is gone */
-	bool over;	   /* result is known */
-	int http_status;   /* 0: no headers yet */
-	bool is_grpc;	   /* by its content type */
+	size_t offset;	       /* bytes of prefix and payload that are queued */
+	struct reader *reader; /* of a packed payload, once its first byte is needed */
+	bool data_queued;      /* of these, any */
+	uint64_t data_at;      /* where the first lies in the output */
+	bool server_ended;     /* its last frame came */
+	bool closed;	       /* the stream is gone */
+	bool over;	       /* result is known */
+	int http_status;       /* 0: no headers yet */
+	bool is_grpc;	       /* by its content type */
 	struct block block;
 
 	/* the message that comes in */
@@ -56,7 +59,7 @@ struct grpc_call {
 	size_t n_messages; /* complete ones */
 
 	enum grpc_status status;
-	bool undelivered;
+	bool undelivered, damaged;
 	char text[MESSAGE_TEXT];
 };
 
@@ -126,11 +129,14 @@ static void push_control(struct grpc *g, const uint8_t *data, size_t len)
 		*piece_at(g, g->n_pieces++) = (struct piece){ .len = len };
 }
 
-static void push_payload(struct grpc *g, struct buf *payload, size_t offset, size_t len)
+/* unpacked: where the bytes are if the payload is packed, else NULL. */
+static void push_payload(struct grpc *g, struct buf *payload, size_t offset, uint8_t *unpacked,
+			 size_t len)
 {
 	*piece_at(g, g->n_pieces++) = (struct piece){
 		.payload = buf_ref(payload),
-		.data = buf_data(payload) + offset,
+		.unpacked = unpacked,
+		.data = unpacked ?: buf_data(payload) + offset,
 		.len = len,
 	};
 	g->queued += len;
@@ -183,6 +189,30 @@ static ssize_t on_data_length(nghttp2_session *session _unused_, uint8_t frame_t
 	return (ssize_t)MIN(n, (int64_t)DATA_FRAME_MAX);
 }
 
+static void end_call(struct grpc_call *call, enum grpc_status status, bool undelivered,
+		     const char *text);
+
+/* The next len bytes of a packed payload, which are the caller's. Or ends the call, and returns
+ * NULL. */
+static uint8_t *unpack(struct grpc_call *call, size_t len)
+{
+	_cleanup_free_ uint8_t *data = malloc(len);
+	int r = data ? 0 : -ENOMEM;
+
+	if (r == 0 && !call->reader)
+		r = reader_new(call->request.payload, &call->reader);
+	if (r == 0)
+		r = reader_read(call->reader, data, len);
+	if (r == 0)
+		return TAKE_PTR(data);
+	call->damaged = r == -EBADMSG;
+	if (call->damaged)
+		end_call(call, GRPC_DATA_LOSS, false, "the compressed report is damaged");
+	else
+		end_call(call, GRPC_RESOURCE_EXHAUSTED, false, "no memory to unpack the report");
+	return NULL;
+}
+
 static int on_send_data(nghttp2_session *session _unused_, nghttp2_frame *frame,
 			const uint8_t *header, size_t len, nghttp2_data_source *source _unused_,
 			void *userdata)
@@ -190,13 +220,19 @@ static int on_send_data(nghttp2_session *session _unused_, nghttp2_frame *frame,
 	struct grpc *g = userdata;
 	struct grpc_call *call =
 		nghttp2_session_get_stream_user_data(g->session, frame->hd.stream_id);
-	uint8_t prefix[PREFIX_SIZE] = { 0 };
-	size_t n = 0;
+	uint8_t prefix[PREFIX_SIZE] = { 0 }, *unpacked = NULL;
+	size_t n;
 
 	if (!call)
 		return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
 	if (!has_room(g, FRAME_HEADER + PREFIX_SIZE))
 		return NGHTTP2_ERR_WOULDBLOCK;
+	n = call->offset < PREFIX_SIZE ? MIN(len, PREFIX_SIZE - call->offset) : 0;
+	if (len > n && buf_packed(call->request.payload)) {
+		unpacked = unpack(call, len - n);
+		if (!unpacked)
+			return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
+	}
 	if (!call->data_queued) {
 		call->data_queued = true;
 		call->data_at = g->queued;
@@ -207,11 +243,11 @@ static int on_send_data(nghttp2_session *session _unused_, nghttp2_frame *frame,
 
 		for (int i = 0; i < 4; i++)
 			prefix[1 + i] = (uint8_t)(length >> (24 - 8 * i));
-		n = MIN(len, PREFIX_SIZE - call->offset);
 		push_control(g, prefix + call->offset, n);
 	}
 	if (len > n)
-		push_payload(g, call->request.payload, call->offset + n - PREFIX_SIZE, len - n);
+		push_payload(g, call->request.payload, call->offset + n - PREFIX_SIZE, unpacked,
+			     len - n);
 	call->offset += len;
 	return 0;
 }
@@ -252,6 +288,7 @@ size_t grpc_output(struct grpc *g, struct iovec *iov, size_t n)
 static void drop_first_piece(struct grpc *g)
 {
 	buf_unref(piece_at(g, 0)->payload);
+	free(piece_at(g, 0)->unpacked);
 	g->first_piece = (g->first_piece + 1) % PIECES_MAX;
 	g->n_pieces--;
 }
@@ -284,6 +321,7 @@ static struct grpc_call *call_free(struct grpc_call *call)
 	if (!call)
 		return NULL;
 	list_del(&call->list);
+	reader_free(call->reader);
 	buf_unref(call->request.payload);
 	free(call->in);
 	free(call);
@@ -343,6 +381,7 @@ static void report(struct grpc *g)
 			.status = call->status,
 			.message = call->text,
 			.undelivered = call->undelivered,
+			.damaged = call->damaged,
 		};
 
 		if (call->status == GRPC_OK && call->request.payload) {

@@ -62,6 +62,9 @@ struct grpc_result {
 	/* Nothing of the request can have reached the service: the stream was refused, lay above
 	 * GOAWAY's last id, or ended before its first DATA was written. */
 	bool undelivered;
+	/* The payload was packed and could not be unpacked to its end: the status is DATA_LOSS, but
+	 * it is ours. The request was reset before its last byte. */
+	bool damaged;
 	/* The only message of a unary call that ended with OK; valid during done(). */
 	const uint8_t *response;
 	size_t response_len;
@@ -72,7 +75,8 @@ struct grpc_call;
 struct grpc_request {
 	const char *path; /* "/package.Service/Method"; must live until the call is done */
 	struct buf
-		*payload; /* the message of a unary call; NULL: a stream on which we say nothing */
+		*payload; /* the message of a unary call, packed or not; NULL: a stream on which we
+			   * say nothing */
 	uint64_t timeout; /* usec from now to DEADLINE_EXCEEDED, also sent; USEC_INFINITY: none */
 	/* A message of a stream; it is the callee's for this moment only. NULL for a unary call. */
 	void (*message)(struct grpc_call *call, const uint8_t *data, size_t len, void *userdata,

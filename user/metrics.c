@@ -23,12 +23,13 @@ static const char *const values_BPF_MODE[] = { "kernel", "user" };
 static const char *const values_LISTENER[] = { "vsock", "hybrid" };
 static const char *const values_SEM[] = { "concurrency_limit", "context_canceled", "unknown" };
 static const char *const values_OUTCOME[] = { "accepted", "duplicate", "suppressed", "refused" };
-static const char *const values_REMOVAL[] = { "acked", "dropped", "slots", "bytes", "ttl" };
-static const char *const values_UNKEPT[] = { "bytes", "silent", "off" };
-static const char *const values_ENDED[] = {
-	"acked", "superseded", "nacked", "rejected", "max_age",
-	"slots", "bytes",      "ttl",	 "lost",     "operator"
+static const char *const values_REMOVAL[] = {
+	"acked", "dropped", "slots", "bytes", "ttl", "damaged"
 };
+static const char *const values_UNKEPT[] = { "bytes", "silent", "off" };
+static const char *const values_ENDED[] = { "acked",   "superseded", "nacked", "rejected",
+					    "max_age", "slots",	     "bytes",  "ttl",
+					    "lost",    "operator",   "damaged" };
 static const char *const values_ACK_OUTCOME[] = { "settled", "stale", "unmatched" };
 static const char *const values_RPC_CODE[] = {
 #define X(id) #id,

@@ -48,6 +48,7 @@ enum metric_removal {
 	METRIC_REMOVED_SLOTS,
 	METRIC_REMOVED_BYTES,
 	METRIC_REMOVED_TTL,
+	METRIC_REMOVED_DAMAGED,
 };
 /* Why content that was kept after its ACK went. */
 enum metric_unkept {
@@ -67,6 +68,7 @@ enum metric_ended {
 	METRIC_ENDED_TTL,	 /* likewise */
 	METRIC_ENDED_LOST,	 /* its file is gone or damaged, and it is not in memory */
 	METRIC_ENDED_OPERATOR,	 /* `vsock-relayctl cache drop --lose` */
+	METRIC_ENDED_DAMAGED,	 /* it could not be unpacked any more; not in the spool either */
 };
 /* What an ACK or NACK that came apart from its call did (SPEC 7). */
 enum metric_ack_outcome {
@@ -178,6 +180,12 @@ enum metric_class { METRIC_CLASS_LIMITED, METRIC_CLASS_OFFENDER };
 	  "Contents taken into custody in memory since the state directory took none.")            \
 	X(UNSPOOLED_NOW, GAUGE, "contents_unspooled", NULL, NONE,                                  \
 	  "Contents in custody that are in memory alone, though there is a state directory.")      \
+	X(CACHE_PACKED, GAUGE, "cache_compressed_contents", NULL, NONE,                            \
+	  "Contents in the cache that are compressed.")                                            \
+	X(CACHE_PACKED_BYTES, GAUGE, "cache_compressed_bytes", NULL, NONE,                         \
+	  "Memory held by compressed contents; part of cache_bytes.")                              \
+	X(CACHE_PACKED_LENGTH, GAUGE, "cache_compressed_payload_bytes", NULL, NONE,                \
+	  "Payload bytes that the compressed contents stand for.")                                 \
 	/* admission */                                                                            \
 	X(PLACES, GAUGE, "places_capacity", NULL, NONE, "Places for connections.")                 \
 	X(PLACES_CLASS, GAUGE, "places_used_by_class", "class", CLASS,                             \

@@ -3,12 +3,17 @@
  * vsock-relayd: gets reports out of virtual machines, reliably. main() alone; see daemon.c for
  * what it is made of, and README.md for a tour.
  */
+#include <malloc.h>
 #include <sysexits.h>
 
 #include "daemon.h"
 #include "log.h"
 
 extern char **environ;
+
+/* Large allocations (a context of zstd's is 1 MiB) are mappings of their own, and gone when they
+ * are freed. Left alone, glibc would keep them in its heap after the first few. */
+#define MALLOC_MAP_FROM (128 * KIB)
 
 /* What needs no daemon. Returns an exit status, or -1: go on. */
 static int do_action(const struct settings *settings)
@@ -40,6 +45,7 @@ int main(int argc, char *argv[])
 	struct settings_errors errors = { 0 };
 	int r, status;
 
+	mallopt(M_MMAP_THRESHOLD, MALLOC_MAP_FROM);
 	r = settings_load(argc, argv, environ, &settings, &errors);
 	settings_errors_log(&errors, "");
 	settings_errors_done(&errors);

@@ -152,6 +152,7 @@ struct settings {
 		uint64_t ttl_usec;
 		uint64_t bytes;
 		bool keep_acked;
+		uint64_t compress_after_usec; /* 0: never */
 	} cache;
 
 	enum settings_dedup dedup;

@@ -18,13 +18,14 @@ enum send_result {
 	SEND_AGAIN,	    /* the same, and for no fault of the content's: goes again at once */
 	SEND_REFUSED,	    /* the upstream takes nothing now: pause, and probe */
 	SEND_REJECTED,	    /* the upstream will not have this content: dropped after three times */
+	SEND_DAMAGED, /* the packed payload cannot be read any more: nothing whole was delivered */
 };
 
 /* One send under way; embedded in the relay's object, valid until done() was called. */
 struct upstream_send {
 	struct vsr_vm_id vm;
 	uint64_t generation;
-	struct buf *payload; /* a reference of the send's own */
+	struct buf *payload; /* a reference of the send's own; may be packed (user/pack.h) */
 	/* How it ended, and when (usec of CLOCK_BOOTTIME). Called from the event loop, never from
 	 * within upstream_ops.send. The upstream logs why sends fail; the relay does no I/O. */
 	void (*done)(struct upstream_send *s, enum send_result result, uint64_t now);
@@ -59,5 +60,8 @@ struct upstream {
 	void (*on_ack)(const struct upstream_ack *ack, void *userdata, uint64_t now);
 	void *userdata;
 };
+
+/* Logs that the send's payload turned out to be damaged (SEND_DAMAGED). */
+void upstream_log_damaged(const struct upstream_send *s);
 
 #endif

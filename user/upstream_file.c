@@ -23,20 +23,20 @@ static void write_report(struct disk_job *job)
 {
 	struct file_send *f = container_of(job, struct file_send, job);
 	const struct upstream_send *s = f->send;
-	const struct iovec content = {
-		.iov_base = (void *)buf_data(s->payload),
-		.iov_len = buf_len(s->payload),
-	};
 	char name[32], tmp[40];
 
 	snprintf(name, sizeof(name), "%u-%u.pb", s->vm.ns, s->vm.cid);
 	snprintf(tmp, sizeof(tmp), ".%s.tmp", name);
-	f->result = disk_write_file(f->dir_fd, tmp, name, &content, 1);
+	f->result = disk_write_content(f->dir_fd, tmp, name, NULL, s->payload);
 }
 
 /* A full disk fails every report: one line when it begins, one when it ends. */
 static void tell(struct upstream_file *uf, const struct upstream_send *s, int r)
 {
+	if (r == -EBADMSG) {
+		upstream_log_damaged(s);
+		return;
+	}
 	if (r < 0 && !uf->failing)
 		log_error_errno(r, "cannot write the report of VM %u:%u; will be tried again",
 				s->vm.ns, s->vm.cid);
@@ -53,7 +53,11 @@ static void report_written(struct disk_job *job)
 
 	tell(f->upstream, s, r);
 	free(f);
-	s->done(s, r == 0 ? SEND_ACKED : SEND_NOT_DELIVERED, clock_usec());
+	s->done(s,
+		r == 0		? SEND_ACKED
+		: r == -EBADMSG ? SEND_DAMAGED
+				: SEND_NOT_DELIVERED,
+		clock_usec());
 }
 
 static int file_send(struct upstream *u, struct upstream_send *s)

@@ -117,7 +117,10 @@ static void on_report_done(struct grpc_call *call _unused_, const struct grpc_re
 	enum send_result result;
 
 	metric_inc_label(METRIC_UPSTREAM_RPCS, r->status);
-	if (r->status != GRPC_OK) {
+	if (r->damaged) {
+		upstream_log_damaged(s);
+		result = SEND_DAMAGED;
+	} else if (r->status != GRPC_OK) {
 		tell(u, &s->vm, r->status, r->message);
 		result = upstream_grpc_outcome(r->status, r->undelivered);
 	} else if (!read_success(r->response, r->response_len)) {

@@ -58,8 +58,8 @@ def relay(address, acks="communicate", ready=True, wrap=(), **more):
         r.check()
 
 
-def accept(r, cid=100, seed=0, size=5000):
-    payload = rp.report(cid, size, seed=seed)
+def accept(r, cid=100, seed=0, size=5000, **keys):
+    payload = rp.report(cid, size, seed=seed, **keys)
     status = rp.send_framed(r.path(f"vm{cid - 100}.sock"), payload)
     assert status == rp.ACCEPTED, status
     return payload
@@ -485,6 +485,18 @@ def upstream_down_at_the_start():
             assert server.payloads(100) == [payload]
 
 
+def resent_from_compressed():
+    """What waited for its server in compressed form arrives as it was sent."""
+    with gs.Server() as server, relay(server.address, cache={"compress_after": "50ms"}) as r:
+        server.stop()
+        r.wait_metric("upstream_ready", value=0)
+        sent = [accept(r, 100 + n, size=None, packages=100 * 10**n) for n in range(3)]
+        r.wait_metric("cache_compressed_contents", value=3)
+        server.start()
+        ended(r, "acked", 3, seconds=30)
+        assert [server.payloads(100 + n)[-1] for n in range(3)] == sent
+
+
 def stop_in_a_call():
     """SIGTERM while a call hangs: ends after the grace period, and in order."""
     hybrid = {"vm0.sock": 100, "vm1.sock": 101}
@@ -657,6 +669,7 @@ def main():
     tap.run("server accepts and never answers: 1000 reports at full speed", silent_upstream)
     tap.run("calls hang: 1000 reports and 100 ACKs at full speed", hung_calls)
     tap.run("server away at the start: delivered once it is there", upstream_down_at_the_start)
+    tap.run("compressed while the server was away: delivered as it was", resent_from_compressed)
     tap.run("SIGTERM in a call: ends within the grace period", stop_in_a_call)
     tap.run("reload with another address: refused, the old one stays", keys_need_a_restart)
     tap.run("TLS: server's certificate checked", tls_works, False, "DNS:sensor.test", "sensor.test")

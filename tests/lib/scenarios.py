@@ -381,6 +381,31 @@ def failed_send(world):
 # ---- the cache ----
 
 
+def compressed(world):
+    """Content that stays is compressed, still known, and resent as it was."""
+    with world.relay({"retry": {"base": "1s"}, "cache": {"compress_after": "100ms"}}) as r:
+        address, cid = world.address(r), world.cid()
+        payload = rp.report(cid, packages=8000)
+        blocker = os.path.join(r.stored_dir, f"0-{cid}.pb")
+        os.makedirs(os.path.join(blocker, "x"))
+        assert rp.send_framed(address, payload) == rp.ACCEPTED
+        r.wait_metric("cache_compressed_contents", value=1)
+        m = r.metrics()
+        assert m["cache_compressed_payload_bytes"] == len(payload)
+        assert m["cache_bytes"] == m["cache_compressed_bytes"] < len(payload), m["cache_bytes"]
+        assert rp.send_framed(address, payload) == rp.NOTHING_TO_DO
+        assert rp.send_offer(address, payload) == (rp.NOTHING_TO_DO, 0)
+        assert r.metric("contents_held") == 1
+        os.rmdir(os.path.join(blocker, "x"))
+        os.rmdir(blocker)
+        r.wait_stored(cid, payload)
+        r.wait_metric("contents_ended_total", "acked", value=1)
+        assert r.metric("cache_compressed_contents") == 1  # kept as it is
+        changed = rp.report(cid, seed=1)
+        assert rp.send_raw(address, changed)
+        r.wait_stored(cid, changed)
+
+
 def cache_full(world):
     """Without a state directory: a framed report that would push out held content of another VM is
     answered 2, a raw one pushes out the oldest that came raw."""
@@ -630,7 +655,7 @@ def reload(world):
 ALL = (
     sizes, largest, small_writes, split_header, later_bytes,
     malformed, cid_mismatch, digest_mismatch, bad_header, aborted, deadline,
-    duplicate_in_custody, duplicate_small, unchanged, kept_after_ack, rate_limit,
+    duplicate_in_custody, duplicate_small, unchanged, kept_after_ack, compressed, rate_limit,
     failed_send, cache_expiry, no_cache, connections_of_a_vm,
     stop, stop_grace, reload,
 )
