@@ -118,6 +118,8 @@ class Server:
     """actions: what the first calls do, in order; then `default`. With keep=False payloads are
     only counted."""
 
+    running = {}  # by address
+
     def __init__(self, default=acknowledge, actions=(), address="127.0.0.1:0", credentials=None,
                  keep=True):  # fmt: skip
         self.default, self.actions = default, list(actions)
@@ -155,9 +157,11 @@ class Server:
             self.port = port
             self.address = f"{self.address.rsplit(':', 1)[0]}:{port}"
         self.server.start()
+        self.running[self.address] = self
 
     def stop(self, grace=0):
         """GOAWAY; calls under way may take `grace` seconds to end."""
+        self.running.pop(self.address, None)
         stopped = self.server.stop(grace or None)
         if not grace:
             self.stopping.set()
