@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The least that anybody could do: receives the same bytes as the daemon over the same kind of
- * sockets, each report into one buffer, and writes it to a file. No framing, no validation, no
- * digest, no cache, no limits. What the daemon costs is given as a multiple of this.
+ * sockets, each report into one buffer, and writes it to a file, or sends it on. No framing, no
+ * validation, no digest, no cache, no limits. What the daemon costs is given as a multiple of this.
  *
  *   floor [--durable] SOCKETS FIRST_CID COUNT OUTPUT
+ *   floor --send SOCKETS FIRST_CID COUNT PORT
  *
  * Listens on SOCKETS/vm-<cid>_818 for COUNT CIDs, writes OUTPUT/0-<cid>.pb until it is told to
  * end by SIGTERM. With --durable a file is replaced atomically and survives a power loss, as the
- * daemon's `file` upstream promises; without, it is just written.
+ * daemon's `file` upstream promises; without, it is just written. With --send the bytes go into one
+ * TCP connection to that port of the loopback.
  */
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
@@ -84,24 +87,41 @@ static void store(int dir, unsigned cid, const uint8_t *buf, size_t len, bool du
 	close(fd);
 }
 
+static int connect_to(const char *port)
+{
+	struct sockaddr_in sa = {
+		.sin_family = AF_INET,
+		.sin_port = htons((uint16_t)strtoul(port, NULL, 10)),
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+	};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0 || connect(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0)
+		die(port);
+	return fd;
+}
+
 int main(int argc, char **argv)
 {
 	bool durable = argc > 1 && streq(argv[1], "--durable");
+	bool sends = argc > 1 && streq(argv[1], "--send");
 	static struct pollfd fds[MAX_VMS];
 	unsigned first, count;
 	uint8_t *buf;
-	int dir;
+	int out;
 
-	argv += durable;
-	argc -= durable;
+	argv += durable || sends;
+	argc -= durable || sends;
 	if (argc != 5) {
-		fputs("usage: floor [--durable] SOCKETS FIRST_CID COUNT OUTPUT\n", stderr);
+		fputs("usage: floor [--durable] SOCKETS FIRST_CID COUNT OUTPUT\n"
+		      "       floor --send SOCKETS FIRST_CID COUNT PORT\n",
+		      stderr);
 		return 2;
 	}
 	first = strtoul(argv[2], NULL, 10);
 	count = MIN(strtoul(argv[3], NULL, 10), (unsigned long)MAX_VMS);
-	dir = open(argv[4], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (dir < 0)
+	out = sends ? connect_to(argv[4]) : open(argv[4], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (out < 0)
 		die(argv[4]);
 	buf = mmap(NULL, BUFFER, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (buf == MAP_FAILED)
@@ -115,10 +135,15 @@ int main(int argc, char **argv)
 		for (unsigned i = 0; i < count; i++)
 			if (fds[i].revents) {
 				int fd = accept4(fds[i].fd, NULL, NULL, SOCK_CLOEXEC);
+				size_t len;
 
 				if (fd < 0)
 					die("accept4");
-				store(dir, first + i, buf, receive(fd, buf), durable);
+				len = receive(fd, buf);
+				if (sends)
+					write_all(out, buf, len);
+				else
+					store(out, first + i, buf, len, durable);
 				close(fd);
 			}
 	die("poll");

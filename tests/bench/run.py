@@ -27,6 +27,8 @@ import sys
 import tempfile
 import time
 
+import grpc_cost
+
 FIRST_CID = 1000
 TIMEOUT_S = 60
 MIB = 1024 * 1024
@@ -95,7 +97,20 @@ class Receiver:
                     self.sockets, str(FIRST_CID), str(self.vms), self.output])
         return self
 
+    def start_sending_floor(self, port):
+        self.start([f"{self.build}/tests/bench/floor", "--send", self.sockets, str(FIRST_CID),
+                    str(self.vms), str(port)])
+        return self
+
     def start_daemon(self):
+        return self.start_with(f"  kind: file\n  file:\n    directory: {self.output}\n")
+
+    def start_grpc_daemon(self, port):
+        return self.start_with(f"  kind: grpc\n  grpc:\n    address: 127.0.0.1:{port}\n"
+                               "    plaintext: true\n    acks: response\n"
+                               "rate:\n  reports_per_minute: 0\n")
+
+    def start_with(self, upstream):
         config = os.path.join(self.dir, "relayd.yaml")
         sockets = "".join(f"    - {{path: {self.sockets}/vm-{cid}, cid: {cid}}}\n"
                           for cid in range(FIRST_CID, FIRST_CID + self.vms))
@@ -105,7 +120,7 @@ class Receiver:
                     "admission:\n  grant_rate: 0\n"
                     f"retry:\n  base: 1h\nrun_directory: {self.dir}\nadmin_socket: ''\n"
                     "metrics:\n  listen: off\nlog:\n  level: warning\n"
-                    f"upstream:\n  kind: file\n  file:\n    directory: {self.output}\n")
+                    f"upstream:\n{upstream}")
         self.start([f"{self.build}/vsock-relayd", "--config", config])
         return self
 
@@ -235,6 +250,9 @@ def main():
     try:
         for name, measure in (
                 ("cpu", lambda: measure_cpu(options, top, shm_top, result)),
+                ("grpc", lambda: grpc_cost.measure(
+                    options.build, top, options.repeats, result,
+                    lambda: Receiver(options.build, top, 1), cpu_seconds, wait_for)),
                 ("memory", lambda: measure_memory(options, top)),
                 ("validator", lambda: json.loads(subprocess.run(
                     [f"{options.build}/tests/bench/validate"], check=True, text=True,

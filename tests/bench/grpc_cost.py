@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPU of the daemon for a distinct report over a hybrid socket and out to a real gRPC server that
+only counts (python3-grpcio, plaintext), beside the floor: a program that receives the same bytes
+into one buffer and sends them over TCP on the loopback. One report at a time: the next one starts
+when the last one has arrived. Floor and daemon take turns, and the medians are compared.
+
+A part of run.py, which prints what measure() returns."""
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+import grpc_server as gs
+import report as rp
+
+# Packages for a report of about 0.5, 2.5 and 15 MB, and how many reports make a sample.
+SIZES = {"0.5MB": (445, 60), "2.5MB": (2225, 30), "15MB": (13350, 6)}
+ID = "vm-00000000"
+CPU_TARGET = 1.8
+FIRST_CID = 1000
+
+
+class Sink:
+    """Takes whatever comes into one TCP connection, and counts bytes."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.received = 0
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self):
+        connection, _ = self.listener.accept()
+        buffer = bytearray(1 << 20)
+        while n := connection.recv_into(buffer):
+            self.received += n
+
+    def arrived(self, number, size):
+        return self.received >= number * size
+
+    def stop(self):
+        self.listener.close()
+
+
+class Counter(gs.Server):
+    """Takes whatever is called, and counts calls."""
+
+    def __init__(self):
+        super().__init__(default=gs.succeed, keep=False)
+        self.port = int(self.address.rsplit(":", 1)[1])
+
+    def arrived(self, number, _size):
+        return len(self.calls) >= number
+
+
+def payload(build, packages):
+    return subprocess.run(
+        [f"{build}/vsock-agent", "--synthetic", str(packages), "--cid", str(FIRST_CID),
+         "--vm-id", ID, "--dump", "-"], check=True, capture_output=True).stdout  # fmt: skip
+
+
+def sample(receiver, target, report, reports, mode, cpu_seconds, wait_for):
+    """CPU ms a report. The first one warms up and is not counted."""
+    report = bytearray(report)
+    at = report.index(ID.encode())
+    path = f"{receiver.sockets}/vm-{FIRST_CID}_818"
+    before = 0
+    for number in range(1, reports + 2):
+        report[at + 3 : at + len(ID)] = b"%08d" % number
+        if mode == "raw":
+            rp.send_raw(path, report)
+        else:
+            assert rp.send_framed(path, bytes(report)) == rp.ACCEPTED
+        wait_for("the report", lambda n=number: receiver.alive() and
+                 target.arrived(n, len(report)))  # fmt: skip
+        if number == 1:
+            before = cpu_seconds(receiver.process.pid)
+    return (cpu_seconds(receiver.process.pid) - before) * 1e3 / reports
+
+
+def measure(build, top, repeats, result, make_receiver, cpu_seconds, wait_for):
+    """make_receiver(): of run.py, not started."""
+    figures = {"target": CPU_TARGET, "sizes": {}}
+    kinds = {
+        "floor": (Sink, "raw", lambda r, port: r.start_sending_floor(port)),
+        "daemon_raw": (Counter, "raw", lambda r, port: r.start_grpc_daemon(port)),
+        "daemon_framed": (Counter, "vsr1", lambda r, port: r.start_grpc_daemon(port)),
+    }
+    for name, (packages, reports) in SIZES.items():
+        report = payload(build, packages)
+        samples = {kind: [] for kind in kinds}
+        for _ in range(repeats):
+            for kind, (make_target, mode, start) in kinds.items():
+                target, receiver = make_target(), make_receiver()
+                try:
+                    start(receiver, target.port)
+                    samples[kind].append(round(
+                        sample(receiver, target, report, reports, mode, cpu_seconds, wait_for), 3))
+                except Exception as e:  # noqa: BLE001: the others are still worth having
+                    result["errors"].append(f"grpc {name} {kind}: {e!r}")
+                finally:
+                    receiver.stop()
+                    target.stop()
+        median = {k: statistics.median(v) for k, v in samples.items() if v}
+        size = {"report_bytes": len(report), "cpu_ms_per_report": median, "samples": samples}
+        for kind in ("daemon_raw", "daemon_framed"):
+            if kind in median and median.get("floor"):
+                size[f"{kind}_per_floor"] = round(median[kind] / median["floor"], 2)
+        figures["sizes"][name] = size
+    ratios = [s.get(f"daemon_{mode}_per_floor") for s in figures["sizes"].values()
+              for mode in ("raw", "framed")]  # fmt: skip
+    figures["met"] = all(r is not None and r <= CPU_TARGET for r in ratios)
+    return figures
