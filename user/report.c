@@ -46,7 +46,8 @@ struct field_rule {
 	uint8_t kind;	 /* enum field_kind */
 	uint8_t child;	 /* KIND_MESSAGE: index into schema */
 	uint8_t capture; /* enum capture */
-	bool repeated;
+	bool repeated : 1;
+	bool plain : 1; /* a string that is nothing but well-formed or not */
 };
 
 struct message_rule {
@@ -121,6 +122,7 @@ static struct field_rule field_rule_of(const ProtobufCMessageDescriptor *desc,
 	default:
 		assert(!"field type unknown to the validator");
 	}
+	rule.plain = rule.kind == KIND_STRING && rule.capture == CAPTURE_NONE;
 	return rule;
 }
 
@@ -431,18 +433,40 @@ static inline const char *field(struct walk *w, const uint8_t **pp)
 	}
 }
 
+/* Skips the fields that make up nearly all of a report: short ASCII strings with small field
+ * numbers, of which nothing is noted. Whatever else begins at the byte that is returned, well-formed
+ * or not, is field()'s. Without this a report takes a quarter longer. */
+static inline const uint8_t *skip_plain_strings(const struct message_rule *message,
+						const uint8_t *p, const uint8_t *end,
+						const uint8_t *limit)
+{
+	/* A tag of one byte has a number below FIELDS_MAX. */
+	_Static_assert(0x7f >> 3 < FIELDS_MAX, "one-byte tags");
+	while (end - p >= 2) {
+		unsigned tag = p[0], len = p[1];
+
+		if ((tag & 0x87) != WIRE_LENGTH || !message->fields[tag >> 3].plain ||
+		    len >= 0x80 || len > end - p - 2 || !ascii(p + 2, len, limit - p - 2))
+			break;
+		p += 2 + len;
+	}
+	return p;
+}
+
 /* Walks over all fields from p to w->limit. Returns NULL, or why the report is malformed. */
 static const char *walk(struct walk *w, const uint8_t *p)
 {
 	const char *what;
 
 	for (;;) {
-		while (p == w->end) {
+		p = skip_plain_strings(w->message, p, w->end, w->limit);
+		if (p == w->end) {
 			if (w->depth == 0)
 				return NULL;
 			w->depth--;
 			w->end = w->parents[w->depth].end;
 			w->message = w->parents[w->depth].message;
+			continue;
 		}
 		what = field(w, &p);
 		if (what)
