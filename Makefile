@@ -266,9 +266,11 @@ install: all
 	install -m 755 $(B)/vsock-relayd $(B)/vsock-relayctl $(DESTDIR)$(PREFIX)/sbin/
 	install -m 755 $(B)/vsock-agent $(DESTDIR)$(PREFIX)/bin/
 
-#: make deb          build/vsock-relay_VERSION_ARCH.deb
-deb: deps all
-	$(Q)MAKE=$(MAKE) scripts/deb $(B) $(VERSION)
+#: make deb          the Debian packages vsock-relay and vsock-agent into build/
+deb:
+	@scripts/deps build deb
+	$(SUBMAKE) all
+	$(Q)scripts/deb $(B) $(VERSION)
 
 #: make deps         the Debian packages for all of this
 deps:

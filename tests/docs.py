@@ -52,6 +52,13 @@ def metrics():
     assert not left_out, left_out
 
 
+def alerts():
+    """Every alert of scripts/deploy/prometheus-rules.yaml is explained in docs/operating.md, and no other."""
+    there = set(re.findall(r"- alert: (\w+)", text("scripts/deploy/prometheus-rules.yaml")))
+    shown = set(re.findall(r"^\| `(VsockRelay\w+)`", text("docs/operating.md"), re.MULTILINE))
+    assert there and there == shown, there ^ shown
+
+
 def maps():
     """Every map, and every field of the maps that people read, is explained in docs/maps.md."""
     abi = text("include/vsr_abi.h")
@@ -129,7 +136,7 @@ def tour():
 
 def main():
     tap = Tap()
-    for test in (reasons, metrics, maps, settings_named, tests_named, links, files_named, tour):
+    for test in (reasons, metrics, alerts, maps, settings_named, tests_named, links, files_named, tour):
         tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)
     tap.end()
 

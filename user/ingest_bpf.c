@@ -266,9 +266,8 @@ static int pin_path(const struct ingest_bpf *b, int i, char *ret, size_t size)
 	return n < 0 || (size_t)n >= size ? -ENAMETOOLONG : 0;
 }
 
-/* Makes the directory if it is not there, and opens it. Its parent must be a BPF file system: a
- * plain directory could be made, but nothing pinned in it. */
-static int open_pin_dir(struct ingest_bpf *b)
+/* Its parent must be a BPF file system: elsewhere it could be made, but nothing pinned in it. */
+static int make_pin_dir(struct ingest_bpf *b)
 {
 	_cleanup_free_ char *parent = strdup(b->s.pin_dir);
 	struct statfs fs;
@@ -286,6 +285,21 @@ static int open_pin_dir(struct ingest_bpf *b)
 
 	if (mkdir(b->s.pin_dir, 0700) < 0 && errno != EEXIST)
 		return bpf_fail(-errno, "mkdir %s: %s", b->s.pin_dir, strerror(errno));
+	return 0;
+}
+
+/* Makes the directory if it is not there, and opens it. It may be all that a sandbox shows of a BPF
+ * file system (vsock-relayd.service), so where it is there, its parent does not matter. */
+static int open_pin_dir(struct ingest_bpf *b)
+{
+	struct statfs fs;
+
+	if (statfs(b->s.pin_dir, &fs) < 0 || fs.f_type != BPF_FS_MAGIC) {
+		int r = make_pin_dir(b);
+
+		if (r < 0)
+			return r;
+	}
 	b->pin_fd = open(b->s.pin_dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (b->pin_fd < 0)
 		return bpf_fail(-errno, "open %s: %s", b->s.pin_dir, strerror(errno));

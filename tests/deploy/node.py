@@ -1,0 +1,300 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""Runs on the node of tests/deploy/systemd.py, as root, once, in this order: the tests are the life of
+an installation, with the commands of docs/operating.md as they stand there. Arguments: the version to
+install, and the one to upgrade to."""
+
+import json
+import os
+import pwd
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+sys.path[:0] = ["/run/vsr/lib"]
+
+import report as rp
+from fakeguest import FakeGuest
+from relay import parse_metrics, wait_for
+from tap import Tap
+
+UNIT = "vsock-relayd"
+CONFIG = "/etc/vsock-relay/vsock-relayd.yaml"
+STATE = "/var/lib/vsock-relay"
+REPORTS = f"{STATE}/reports"
+PINS = "/sys/fs/bpf/vsock_relay"
+EXPOSURE_MAX = 2.5
+CID = 42
+
+
+def sh(*command, status=0):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    said = done.stdout + done.stderr
+    if status is not None:
+        assert done.returncode == status, (command, done.returncode, said)
+    return said
+
+
+def page_commands(heading):
+    """The commands of that part of docs/operating.md, in their order."""
+    with open("/run/vsr/operating.md", encoding="utf-8") as f:
+        part = re.search(rf"^## {heading}\n(.*?)^## ", f.read(), re.M | re.S).group(1)
+    found = re.findall(r"^    (\S.*)$", part, re.M)
+    assert found, heading
+    return found
+
+
+def type_in(command, status=0):
+    """As somebody types it, who says yes when he is asked."""
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300, input="y\n",
+                          cwd="/run/vsr", check=False)  # fmt: skip
+    assert done.returncode == status, (command, done.returncode, done.stdout + done.stderr)
+    return done.stdout + done.stderr
+
+
+def show(name, unit=UNIT):
+    return sh("systemctl", "show", "-P", name, unit).strip()
+
+
+def journal(since=None, unit=UNIT):
+    since = ["--since", f"@{since}"] if since else []
+    return sh("journalctl", "-q", "-o", "cat", "-u", unit, *since)
+
+
+def metrics():
+    with urllib.request.urlopen("http://127.0.0.1:9818/metrics", timeout=30) as response:
+        return parse_metrics(response.read().decode())
+
+
+def is_active():
+    return show("ActiveState") == "active"
+
+
+def write(settings):
+    with open(CONFIG, "w", encoding="utf-8") as f:
+        f.write(settings)
+
+
+def send(payload, cid=CID):
+    """The answer to a report of the guest with that CID."""
+    with FakeGuest("/run/vsr/fakeguest") as fg:
+        fg.guest(cid)
+        path = f"/tmp/guest{cid}"
+        fg.bridge(cid, 818, path)
+        return rp.send_framed(path, payload)
+
+
+def map_of(name, cid=CID):
+    """What a pinned map says of the VM, None if it has nothing."""
+    for entry in json.loads(sh("bpftool", "-j", "map", "dump", "pinned", f"{PINS}/{name}")):
+        entry = entry.get("formatted", entry)
+        if entry["key"]["cid"] == cid:
+            return entry["value"]
+    return None
+
+
+def files():
+    """All paths of the system that packages and services leave something in."""
+    found = set()
+    for top in ("/etc", "/usr", "/lib", "/var", "/run", "/opt", "/root", "/home", "/tmp", PINS):
+        for folder, dirs, names in os.walk(top):
+            dirs[:] = [d for d in dirs if os.path.join(folder, d) not in ("/run/vsr", "/run/systemd", "/run/log")]
+            found |= {os.path.join(folder, name) for name in (*dirs, *names)}
+    return found
+
+
+# ---- install ----
+
+
+def installs_and_starts():
+    (install,) = [c for c in page_commands("Install") if c.startswith("apt ")]
+    type_in(install)
+    assert is_active(), sh("systemctl", "status", UNIT, status=None) + journal()
+    assert show("UnitFileState") == "enabled"
+    assert "BPF looks at vsock streams" in journal(), journal()
+    assert show("StatusText").startswith("listening on vsock; BPF"), show("StatusText")
+    assert "the settings are good" in journal(), "checked before the start"
+
+
+def runs_without_rights():
+    status = open(f"/proc/{show('MainPID')}/status", encoding="ascii").read()
+    fields = dict(re.findall(r"^(\w+):\s*(.*)$", status, re.M))
+    uid = pwd.getpwnam("vsock-relay").pw_uid
+    assert fields["Uid"].split() == [str(uid)] * 4, fields["Uid"]
+    for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(fields[name], 16) == 0, (name, fields[name])
+    assert fields["NoNewPrivs"] == "1" and fields["Seccomp"] == "2", fields
+    assert os.stat(STATE).st_uid == uid and os.stat(STATE).st_mode & 0o777 == 0o750
+    assert os.stat(PINS).st_uid == uid and os.stat(PINS).st_mode & 0o777 == 0o700
+
+
+def is_not_exposed():
+    said = sh("systemd-analyze", "security", "--no-pager", UNIT)
+    print("#", said.strip().splitlines()[-1], flush=True)
+    level = float(re.search(r"Overall exposure level for \S+: ([\d.]+)", said).group(1))
+    bad = [line for line in said.splitlines() if line.startswith("\u2717")]
+    assert level <= EXPOSURE_MAX, "\n".join([str(level), *bad])
+
+
+def unit_is_valid():
+    said = sh("systemd-analyze", "verify", f"{UNIT}.service")
+    assert UNIT not in said, said
+
+
+def report_arrives():
+    assert send(FIRST) == rp.ACCEPTED
+    stored = f"{REPORTS}/0-{CID}.pb"
+    wait_for(lambda: os.path.exists(stored), 20, "report is stored")
+    assert open(stored, "rb").read() == FIRST
+    assert map_of("vsr_vms")["bytes"] >= len(FIRST)
+    assert map_of("vsr_vm_state")["accepted"] == 1
+    assert metrics()["bpf_mode", "kernel"] == 1
+
+
+def commands_that_look_show_it():
+    """What the page says to type, in both cases."""
+    said = {command: type_in(command) for part in ("See that it works", "See why it does not")
+            for command in page_commands(part)}  # fmt: skip
+    whole = "\n".join(said.values())
+    for expected in ("active (running)", "listening on vsock; BPF", "ok\n", "*:818", f"0-{CID}.pb",
+                     '"cid": 42', "the settings are good"):  # fmt: skip
+        assert expected in whole, (expected, said)
+
+
+# ---- settings ----
+
+
+def broken_file_keeps_the_service():
+    before, began = show("MainPID"), int(time.time())
+    good = open(CONFIG, encoding="utf-8").read()
+    write("cache:\n  ttl: 4\n")
+    sh("systemctl", "reload", UNIT, status=1)
+    assert f"{CONFIG}:2:8: cache.ttl: '4'; expected a duration" in journal(began), journal(began)
+    assert is_active() and show("MainPID") == before
+    assert send(FIRST) == rp.NOTHING_TO_DO, "it serves as before"
+    write(good)
+
+
+def reload_applies():
+    began = int(time.time())
+    write("cache: {ttl: 2h}\nallow_reserved_cids: true\n")
+    sh("systemctl", "reload", UNIT)
+    wait_for(lambda: "reloaded" in journal(began), 20, "reload")
+    assert "reload: cache.ttl: 4h -> 2h" in journal(began), journal(began)
+
+
+def broken_file_at_start():
+    """Says where it is wrong, once, and starts when it is right."""
+    good, began = open(CONFIG, encoding="utf-8").read(), int(time.time())
+    write("cach: {ttl: 2h}\n")
+    sh("systemctl", "restart", UNIT, status=1)
+    time.sleep(7)
+    assert show("ActiveState") == "failed", show("ActiveState")
+    assert journal(began).count(f"{CONFIG}:1:1: unknown key 'cach'") == 1, journal(began)
+    write(good)
+    sh("systemctl", "restart", UNIT)
+    assert is_active()
+
+
+# ---- life ----
+
+
+def watchdog_restarts_a_stopped_process():
+    pid, restarts = int(show("MainPID")), int(show("NRestarts"))
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: int(show("NRestarts")) > restarts and is_active(), 120, "restart")
+    assert int(show("MainPID")) != pid
+    assert "Watchdog timeout" in journal(), journal()
+    assert send(SECOND) == rp.ACCEPTED
+
+
+def agent_reports():
+    """The agent's package: its timer waits, its service sends this machine's packages."""
+    type_in(f"apt install ./build/vsock-agent_{VERSION}_*.deb")
+    assert show("ActiveState", "vsock-agent.timer") == "active"
+    with open("/etc/default/vsock-agent", "w", encoding="utf-8") as f:
+        f.write('VSOCK_AGENT_OPTIONS="--host-cid 1 --cid 1"\n')
+    sh("systemctl", "start", "vsock-agent")
+    assert "accepted" in journal(unit="vsock-agent"), journal(unit="vsock-agent")
+    stored = f"{REPORTS}/0-1.pb"
+    wait_for(lambda: os.path.exists(stored), 20, "report is stored")
+    names = sh("dpkg-query", "-W", "-f", "${Package}\n").split()
+    shown = sh("vsock-agent", "--file", stored, "--print")
+    assert all(name in shown for name in names), names
+    type_in("apt purge vsock-agent")
+    assert not os.path.exists("/etc/default/vsock-agent")
+
+
+def upgrade_keeps_what_is_held():
+    """Counters and content in custody: neither upgrade nor a long absence of the upstream loses it."""
+    # A server that nobody runs: what is accepted stays in custody.
+    write("upstream: {kind: grpc, grpc: {address: '127.0.0.1:9', plaintext: true}}\n"
+          f"state_directory: {STATE}/state\n")  # fmt: skip
+    sh("systemctl", "restart", UNIT)
+    assert send(THIRD) == rp.ACCEPTED
+    seen, state = map_of("vsr_vms"), map_of("vsr_vm_state")
+    assert metrics()["contents_held"] == 1 and state["custody"] == 1
+    (upgrade,) = page_commands("Upgrade")
+    type_in(upgrade.replace(VERSION, NEWER))
+    assert is_active() and metrics()["build_info", NEWER] == 1
+    assert map_of("vsr_vms") == seen
+    assert {k: v for k, v in map_of("vsr_vm_state").items() if not k.endswith("_ns")} == {
+        k: v for k, v in state.items() if not k.endswith("_ns")
+    }
+    assert metrics()["contents_held"] == 1, journal()
+    # With the usual upstream again it is delivered.
+    write(f"state_directory: {STATE}/state\n")
+    sh("systemctl", "restart", UNIT)
+    stored = f"{REPORTS}/0-{CID}.pb"
+    wait_for(lambda: open(stored, "rb").read() == THIRD, 30, "content in custody is delivered")
+    wait_for(lambda: metrics()["contents_held"] == 0, 20, "its custody ends")
+
+
+# ---- the end ----
+
+
+def remove_keeps_purge_does_not(before):
+    remove, purge = page_commands("Remove")
+    type_in(remove)
+    assert os.path.exists(CONFIG) and os.path.exists(f"{REPORTS}/0-{CID}.pb")
+    assert show("ActiveState") == "inactive"
+    type_in(purge)
+    left = {path for path in files() - before if not re.match(r"/var/(log|cache|lib/(dpkg|apt))/", path)}
+    assert not left, sorted(left)
+    named = [p for p in files() if re.search(r"vsock[-_]relay", p)]
+    assert not named, named
+    for database in ("passwd", "group"):
+        sh("getent", database, "vsock-relay", status=2)
+    assert "vsock" not in sh("systemctl", "list-unit-files", "--no-pager")
+    assert not os.path.exists(PINS)
+
+
+VERSION, NEWER = sys.argv[1:3]
+FIRST, SECOND, THIRD = (rp.report(CID, packages=n) for n in (20, 30, 40))
+
+
+def main():
+    tap = Tap()
+    before = files()
+    tap.run("the package installs and its unit starts", installs_and_starts)
+    if tap.failed:
+        tap.end()
+    tap.run("the service has no rights left", runs_without_rights)
+    tap.run(f"systemd-analyze security: at most {EXPOSURE_MAX}", is_not_exposed)
+    tap.run("systemd-analyze verify finds nothing", unit_is_valid)
+    tap.run("a guest's report arrives, seen by BPF", report_arrives)
+    tap.run("the page's commands show that it works", commands_that_look_show_it)
+    tap.run("reload with a broken file: says where, and the service stays", broken_file_keeps_the_service)
+    tap.run("reload applies a good file", reload_applies)
+    tap.run("start with a broken file: says where, once", broken_file_at_start)
+    tap.run("the watchdog restarts a stopped process", watchdog_restarts_a_stopped_process)
+    tap.run("the agent's service reports, sandboxed", agent_reports)
+    tap.run("upgrade keeps vsr_vms, vsr_vm_state and the content in custody", upgrade_keeps_what_is_held)
+    tap.run("remove keeps settings and state, purge nothing", remove_keeps_purge_does_not, before)
+    tap.end()
+
+
+main()
