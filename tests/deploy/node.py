@@ -159,7 +159,7 @@ def commands_that_look_show_it():
     said = {command: type_in(command) for part in ("See that it works", "See why it does not")
             for command in page_commands(part)}  # fmt: skip
     whole = "\n".join(said.values())
-    for expected in ("active (running)", "listening on vsock; BPF", "ok\n", "*:818", f"0-{CID}.pb",
+    for expected in ("active (running)", "listening on vsock; BPF", "ready\n[+] listening: vsock port 818", "*:818", f"0-{CID}.pb",
                      '"cid": 42', "the settings are good"):  # fmt: skip
         assert expected in whole, (expected, said)
 
