@@ -4,7 +4,7 @@
 #include <sys/syscall.h>
 
 #include "agent/dpkg.h"
-#include "agent/utf8.h"
+#include "utf8.h"
 
 static struct inventory *parse_n(const char *text, size_t n)
 {
