@@ -94,6 +94,7 @@ static __always_inline struct vsr_trace_event *event_new(__u32 kind)
 	__builtin_memset(e, 0, sizeof(*e));
 	e->ns = bpf_ktime_get_boot_ns();
 	e->kind = kind;
+	e->lost = lost;
 	return e;
 }
 

@@ -60,7 +60,7 @@ struct vsr_trace_event {
 	__u32 sent;	 /* 1: this kernel sends it, 0: it came in */
 	__u32 pid;
 	char comm[VSR_TRACE_COMM];
-	__u32 pad;
+	__u32 lost; /* events lost before this one, modulo 2^32 */
 };
 _Static_assert(sizeof(struct vsr_trace_event) == 80, "shared with BPF");
 

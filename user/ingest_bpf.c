@@ -640,22 +640,62 @@ int ingest_bpf_events_consume(struct ingest_bpf *b, ingest_bpf_event_cb cb, void
 
 /* ---- maps for people ---------------------------------------------------------------------------- */
 
-int ingest_bpf_stats(struct ingest_bpf *b, struct vsr_stats *ret)
+static void sum_stats(const struct vsr_stats *per_cpu, int cpus, struct vsr_stats *ret)
 {
 	struct vsr_stats sum = {};
 	uint64_t *to = (uint64_t *)&sum;
-	uint32_t zero = 0;
 	size_t field;
-	int cpu, r;
+	int cpu;
 
 	_Static_assert(sizeof(struct vsr_stats) % sizeof(uint64_t) == 0, "all fields are u64");
+	for (cpu = 0; cpu < cpus; cpu++)
+		for (field = 0; field < sizeof(sum) / sizeof(*to); field++)
+			to[field] += ((const uint64_t *)&per_cpu[cpu])[field];
+	*ret = sum;
+}
+
+int ingest_bpf_stats(struct ingest_bpf *b, struct vsr_stats *ret)
+{
+	uint32_t zero = 0;
+	int r;
+
 	r = bpf_map_lookup_elem(b->fds[MAP_STATS], &zero, b->per_cpu);
 	if (r < 0)
 		return r;
-	for (cpu = 0; cpu < b->cpus; cpu++)
-		for (field = 0; field < sizeof(sum) / sizeof(*to); field++)
-			to[field] += ((const uint64_t *)&b->per_cpu[cpu])[field];
-	*ret = sum;
+	sum_stats(b->per_cpu, b->cpus, ret);
+	return 0;
+}
+
+int ingest_bpf_stats_pinned(const char *pin_dir, struct vsr_stats *ret, uint32_t *ret_id)
+{
+	_cleanup_free_ struct vsr_stats *per_cpu = NULL;
+	_cleanup_free_ char *path = NULL;
+	_cleanup_close_ int fd = -1;
+	struct bpf_map_info info = {};
+	uint32_t size = sizeof(info), zero = 0;
+	int cpus = libbpf_num_possible_cpus(), r;
+
+	if (cpus < 0)
+		return cpus;
+	if (asprintf(&path, "%s/%s", pin_dir, map_names[MAP_STATS]) < 0) {
+		path = NULL;
+		return -ENOMEM;
+	}
+	fd = bpf_obj_get(path);
+	if (fd < 0)
+		return -errno;
+	if (bpf_obj_get_info_by_fd(fd, &info, &size) < 0)
+		return -errno;
+	if (info.type != BPF_MAP_TYPE_PERCPU_ARRAY || info.value_size != sizeof(*per_cpu))
+		return -EPROTONOSUPPORT;
+	per_cpu = calloc(cpus, sizeof(*per_cpu));
+	if (!per_cpu)
+		return -ENOMEM;
+	r = bpf_map_lookup_elem(fd, &zero, per_cpu);
+	if (r < 0)
+		return r;
+	sum_stats(per_cpu, cpus, ret);
+	*ret_id = info.id;
 	return 0;
 }
 

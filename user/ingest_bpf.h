@@ -137,6 +137,9 @@ int ingest_bpf_events_consume(struct ingest_bpf *b, ingest_bpf_event_cb cb, void
 /* ---- maps for people -------------------------------------------------------------------------- */
 /* Totals over all CPUs since the load. Returns 0 or negative errno. (maps) */
 int ingest_bpf_stats(struct ingest_bpf *b, struct vsr_stats *ret);
+/* The same of whatever relay has pinned its maps in pin_dir; *ret_id is the map's, another one after
+ * each start. Returns 0; -ENOENT: nothing pinned; -EPROTONOSUPPORT: of another layout; negative errno. */
+int ingest_bpf_stats_pinned(const char *pin_dir, struct vsr_stats *ret, uint32_t *ret_id);
 /* Writes the VM's entry in vsr_vm_state. Returns 0 or negative errno. (maps) */
 int ingest_bpf_vm_state_update(struct ingest_bpf *b, const struct vsr_vm_id *id,
 			       const struct vsr_vm_state *v);

@@ -20,6 +20,7 @@
 struct trace {
 	struct trace_settings s;
 	struct trace_bpf *skel;
+	struct btf *vmlinux; /* the kernel's types, once they were needed */
 	struct bpf_link *links[LINKS_MAX];
 	size_t n_links;
 	struct ring_buffer *ring;
@@ -58,21 +59,23 @@ static int keep(struct trace *t, struct bpf_link *link)
 
 /* Whether the module's own types name this one: the programs that end on a function find it there,
  * and the load of all of them fails if one does not. */
-static bool module_has(const char *module, const char *name, uint32_t kind)
+static bool module_has(struct trace *t, const char *module, const char *name, uint32_t kind)
 {
-	struct btf *base = btf__load_vmlinux_btf();
-	struct btf *btf = base ? btf__load_module_btf(module, base) : NULL;
-	bool has = btf && btf__find_by_name_kind(btf, name, kind) > 0;
+	struct btf *btf;
+	bool has;
 
+	if (!t->vmlinux)
+		t->vmlinux = btf__load_vmlinux_btf();
+	btf = t->vmlinux ? btf__load_module_btf(module, t->vmlinux) : NULL;
+	has = btf && btf__find_by_name_kind(btf, name, kind) > 0;
 	btf__free(btf);
-	btf__free(base);
 	return has;
 }
 
 static void want_function(struct trace *t, unsigned part, struct bpf_program *prog,
 			  const char *module, const char *function, const char *what)
 {
-	bool has = (t->s.parts & part) && module_has(module, function, BTF_KIND_FUNC);
+	bool has = (t->s.parts & part) && module_has(t, module, function, BTF_KIND_FUNC);
 
 	if ((t->s.parts & part) && !has)
 		note(t, "%s cannot be seen: no BTF of %s() in module %s", what, function, module);
@@ -148,7 +151,7 @@ static void attach_transports(struct trace *t)
 {
 	bool host, guest;
 
-	if (module_has(COMMON_MODULE, "virtio_vsock_pkt", BTF_KIND_STRUCT)) {
+	if (module_has(t, COMMON_MODULE, "virtio_vsock_pkt", BTF_KIND_STRUCT)) {
 		note(t, "packets to guests cannot be seen: in this kernel they are no socket "
 			"buffers (before Linux 6.3)");
 		return;
@@ -292,6 +295,7 @@ struct trace *trace_free(struct trace *t)
 		bpf_link__destroy(t->links[i]);
 	ring_buffer__free(t->ring);
 	trace_bpf__destroy(t->skel);
+	btf__free(t->vmlinux);
 	free(t);
 	return NULL;
 }

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 
 #include "ctl.h"
+#include "ctl_trace.h"
 #include "settings.h"
 
 static int run_version(struct ctl *ctl, int argc, char *argv[])
@@ -36,6 +37,7 @@ static const struct ctl_command help_commands[] = {
 };
 
 static const struct ctl_object objects[] = {
+	{ "trace", "packets, connections, latencies and alarms, as they happen", trace_commands },
 	{ "version", "version of this program", version_commands },
 	{ "help", "this text, or the commands of an object", help_commands },
 };
