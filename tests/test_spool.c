@@ -214,7 +214,7 @@ static void drop(struct world *w, uint32_t cid, uint64_t generation)
 {
 	struct store *store = spool_store(w->spool);
 
-	store->ops->drop(store, (struct vsr_vm_id){ .cid = cid }, generation);
+	store->ops->drop(store, (struct vsr_vm_id){ .cid = cid }, generation, generation);
 }
 
 static uint64_t newest(struct world *w, uint32_t cid)

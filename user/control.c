@@ -72,7 +72,9 @@ static struct check check_upstream(const struct control *c, const struct control
 		why = "refuses everything";
 	else if (s->disk_hangs)
 		why = "the disk does not answer";
-	room = r.cache.slots_used < r.cache.slots && r.cache.bytes < s->settings->cache.bytes;
+	room = s->spool ? streq(s->spool, "ok")
+			: r.cache.slots_used < r.cache.slots &&
+				  r.cache.bytes < s->settings->cache.bytes;
 	k.good = !why || room;
 	if (!why)
 		snprintf(k.says, sizeof(k.says), "%s", u->ops->name);

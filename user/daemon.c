@@ -21,11 +21,12 @@
 #include "privilege.h"
 #include "probe.h"
 #include "relay.h"
+#include "spool.h"
 #include "upstream_file.h"
 #include "upstream_grpc.h"
 
-/* Jobs of the disk worker: every send under way, and as many again. */
-#define DISK_QUEUE (2 * RELAY_IN_FLIGHT_MAX)
+/* Jobs of the disk worker: every send under way, and as many again, and the spool's. */
+#define DISK_QUEUE (2 * RELAY_IN_FLIGHT_MAX + SPOOL_JOBS_MAX)
 /* Retries of a kernel without AF_VSOCK (SPEC 3, address). */
 #define VSOCK_RETRY_FIRST (1 * USEC_PER_SEC)
 #define VSOCK_RETRY_MAX	  (5 * USEC_PER_MIN)
@@ -42,11 +43,13 @@ struct daemon {
 	struct settings *settings; /* in force */
 	struct settings *started;  /* at the start: the listeners refer to them */
 	sd_event *event;
-	int run_lock, pin_lock;
+	int run_lock, pin_lock, state_lock;
 	bool has_identity; /* else we stay who we are */
 	struct privilege_identity identity;
 	struct disk *disk;
-	bool disk_hangs; /* said so */
+	bool disk_hangs;     /* said so */
+	struct spool *spool; /* NULL: no state directory */
+	bool serving;	     /* privileges are dropped, and what was kept is in custody again */
 	struct upstream *upstream;
 	struct vm_table *vms;
 	struct admission *admission;
@@ -99,6 +102,7 @@ static struct relay_settings relay_of(const struct settings *s)
 		.custody_max_age = s->custody_max_age_usec,
 		.ns = s->ns,
 		.acks_by_cid = s->upstream.grpc.ack_names == SETTINGS_ACK_NAMES_CID,
+		.accept_without_disk = s->accept_without_disk,
 		.slots_auto = s->cache.slots == SETTINGS_SLOTS_AUTO,
 		.cache = { .slots = s->cache.slots == SETTINGS_SLOTS_AUTO ? SLOTS_AUTO_MIN
 									  : s->cache.slots,
@@ -138,6 +142,14 @@ void daemon_set_log(const struct settings *s)
 	log_set_sink(journal ? log_journal_send : NULL);
 }
 
+static struct spool_limits spool_of(const struct settings *s)
+{
+	return (struct spool_limits){
+		.max_files = s->spool.max_files,
+		.max_bytes = s->spool.max_bytes,
+	};
+}
+
 /* ---- the turn of the loop ------------------------------------------------------------------------- */
 
 /* The VM is gone, or has read all that was queued before the probe. */
@@ -165,6 +177,7 @@ static void probe_debtors(struct daemon *d, uint64_t now)
  * to look again. */
 static uint64_t watch_disk(struct daemon *d, uint64_t now)
 {
+	const struct settings *s = d->settings;
 	bool hangs;
 
 	if (!d->disk)
@@ -173,7 +186,8 @@ static uint64_t watch_disk(struct daemon *d, uint64_t now)
 	if (hangs && !d->disk_hangs)
 		log_error(
 			"%s: the disk has not answered for %llu s; reports are held until it does",
-			d->settings->upstream.file_directory, DISK_DEADLINE / USEC_PER_SEC);
+			d->spool ? s->state_directory : s->upstream.file_directory,
+			DISK_DEADLINE / USEC_PER_SEC);
 	else if (!hangs && d->disk_hangs)
 		log_notice("the disk answers again");
 	d->disk_hangs = hangs;
@@ -214,6 +228,22 @@ static uint64_t trim_pool(struct daemon *d, uint64_t now)
 	return buf_pool_bytes() > 0 ? d->trim_at : USEC_INFINITY;
 }
 
+/* The spool before the relay, which may write what waits, and again behind it, as it may have
+ * dropped some. Returns when to look again. */
+static uint64_t run_relay(struct daemon *d, uint64_t now)
+{
+	uint64_t next = watch_disk(d, now);
+
+	if (d->spool && d->serving)
+		spool_run(d->spool, d->disk_hangs, now);
+	relay_run(d->relay, now);
+	if (d->spool && d->serving) {
+		spool_run(d->spool, d->disk_hangs, now);
+		next = MIN(next, spool_next_event(d->spool));
+	}
+	return MIN(next, relay_next_event(d->relay));
+}
+
 /* After whatever happened: who can go on now goes on. */
 static void turn(struct daemon *d)
 {
@@ -224,10 +254,9 @@ static void turn(struct daemon *d)
 	if (a.debtors > 0 && d->vsock)
 		listener_look(d->vsock);
 	ingest_run(d->ingest, now);
-	relay_run(d->relay, now);
+	next = run_relay(d, now);
 	probe_debtors(d, now);
-	next = MIN(admission_next_event(d->admission, now), relay_next_event(d->relay));
-	next = MIN(next, watch_disk(d, now));
+	next = MIN(next, admission_next_event(d->admission, now));
 	next = MIN(next, start_packing(d, now));
 	next = MIN(next, trim_pool(d, now));
 	sd_event_source_set_time(d->timer, next);
@@ -289,6 +318,22 @@ static void refresh_bpf(const struct daemon *d)
 	metric_set(METRIC_MEMORY_SHARED, (double)ingest_pool_drawn(d->ingest));
 }
 
+static void refresh_spool(const struct daemon *d, const struct relay_figures *r)
+{
+	struct spool_figures s;
+
+	metric_set(METRIC_UNSPOOLED_NOW, (double)r->unspooled);
+	if (!d->spool)
+		return;
+	spool_figures(d->spool, &s);
+	for (unsigned state = 0; state < SPOOL_STATE_MAX; state++)
+		metric_set_label(METRIC_SPOOL_STATE, state, s.state == state);
+	metric_set(METRIC_SPOOL_FILES, (double)s.files);
+	metric_set(METRIC_SPOOL_BYTES, (double)s.bytes);
+	metric_set(METRIC_SPOOL_FILES_LIMIT, d->settings->spool.max_files);
+	metric_set(METRIC_SPOOL_BYTES_LIMIT, (double)d->settings->spool.max_bytes);
+}
+
 /* Gauges are set when somebody asks. */
 static void refresh_metrics(void *userdata)
 {
@@ -311,6 +356,7 @@ static void refresh_metrics(void *userdata)
 	metric_set_label(METRIC_LISTENERS, METRIC_VSOCK, d->vsock != NULL);
 	metric_set_label(METRIC_LISTENERS, METRIC_HYBRID, d->hybrid ? hybrid_count(d->hybrid) : 0);
 	relay_figures(d->relay, now, &r);
+	refresh_spool(d, &r);
 	metric_set(METRIC_CONTENTS_HELD, (double)r.held);
 	metric_set(METRIC_CONTENTS_IN_FLIGHT, (double)r.in_flight);
 	metric_set(METRIC_CONTENTS_AWAITING_ACK, (double)r.awaiting);
@@ -336,7 +382,10 @@ static void refresh_metrics(void *userdata)
 static void control_state(void *userdata, struct control_state *ret)
 {
 	const struct daemon *d = userdata;
+	struct spool_figures spool = { 0 };
 
+	if (d->spool)
+		spool_figures(d->spool, &spool);
 	*ret = (struct control_state){
 		.settings = d->settings,
 		.vsock = d->vsock != NULL,
@@ -344,10 +393,36 @@ static void control_state(void *userdata, struct control_state *ret)
 		.n_hybrid = d->hybrid ? hybrid_count(d->hybrid) : 0,
 		.stopping = d->stop_at != 0,
 		.disk_hangs = d->disk_hangs,
+		.spool = d->spool ? spool_state_name(spool.state) : NULL,
+		.spool_why = spool.state == SPOOL_FAILED ? strerror(spool.error) : NULL,
 	};
 }
 
 /* ---- signals ---------------------------------------------------------------------------------------- */
+
+/* What is being received, stored, sent or removed. */
+static bool is_busy(const struct daemon *d, const struct relay_figures *r)
+{
+	struct spool_figures s = { 0 };
+
+	if (d->spool && d->serving)
+		spool_figures(d->spool, &s);
+	return ingest_busy(d->ingest) > 0 || r->in_flight > 0 || r->storing > 0 || s.busy > 0;
+}
+
+static void tell_what_is_left(const struct daemon *d, const struct relay_figures *r)
+{
+	size_t lost = d->spool ? r->unspooled : r->held;
+
+	if (ingest_busy(d->ingest) > 0)
+		log_warning("%u connections are cut: shutdown_grace is over",
+			    ingest_busy(d->ingest));
+	if (lost > 0)
+		log_warning("%zu reports were not delivered; their VMs will send them again", lost);
+	if (r->held > lost)
+		log_info("%zu reports are in the state directory until the next start",
+			 r->held - lost);
+}
 
 static int on_stop_look(sd_event_source *source, uint64_t usec _unused_, void *userdata)
 {
@@ -356,19 +431,14 @@ static int on_stop_look(sd_event_source *source, uint64_t usec _unused_, void *u
 	uint64_t now = clock_usec();
 
 	/* A report that was accepted a moment ago may not be on its way yet. */
-	relay_run(d->relay, now);
+	run_relay(d, now);
 	relay_figures(d->relay, now, &r);
-	if (now < d->stop_at && (ingest_busy(d->ingest) > 0 || r.in_flight > 0)) {
+	if (now < d->stop_at && is_busy(d, &r)) {
 		sd_event_source_set_time_relative(source, STOP_LOOK);
 		sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 		return 0;
 	}
-	if (ingest_busy(d->ingest) > 0)
-		log_warning("%u connections are cut: shutdown_grace is over",
-			    ingest_busy(d->ingest));
-	if (r.held > 0)
-		log_warning("%zu reports were not delivered; their VMs will send them again",
-			    r.held);
+	tell_what_is_left(d, &r);
 	return sd_event_exit(d->event, 0);
 }
 
@@ -407,6 +477,7 @@ static int apply(struct daemon *d, const struct settings *s)
 	struct admission_settings a = admission_of(s);
 	struct ingest_settings i = ingest_of(s);
 	struct relay_settings r = relay_of(s);
+	struct spool_limits limits = spool_of(s);
 	int result;
 
 	result = admission_set(d->admission, &a);
@@ -419,6 +490,8 @@ static int apply(struct daemon *d, const struct settings *s)
 		(void)admission_set(d->admission, &a);
 		return result;
 	}
+	if (d->spool)
+		spool_set_limits(d->spool, &limits);
 	ingest_set(d->ingest, &i);
 	vm_table_set_rates(d->vms, grants_of(s), reports_of(s));
 	daemon_set_log(s);
@@ -618,6 +691,37 @@ static int start_grpc(struct daemon *d)
 	return r < 0 ? log_error_errno(r, "upstream.grpc") : 0;
 }
 
+static int start_disk(struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	int r;
+
+	if (s->upstream.kind != SETTINGS_UPSTREAM_FILE && !*s->state_directory)
+		return 0;
+	r = disk_new(DISK_QUEUE, &d->disk);
+	if (r == 0)
+		r = sd_event_add_io(d->event, &d->disk_source, disk_fd(d->disk), EPOLLIN, on_disk,
+				    d);
+	return r < 0 ? log_error_errno(r, "disk worker") : 0;
+}
+
+/* Its directory first, which the lock lies in. A disk that takes not even that has no second relay
+ * on it that could do harm. */
+static int start_spool(struct daemon *d)
+{
+	const struct privilege_identity *id = d->has_identity ? &d->identity : NULL;
+	struct spool_limits limits = spool_of(d->settings);
+	const char *dir = d->settings->state_directory;
+	int r;
+
+	if (!*dir)
+		return 0;
+	r = spool_open(dir, id, &limits, d->disk, &d->spool);
+	if (r == 0)
+		r = take_lock(dir, &d->state_lock);
+	return r == -EROFS || r == -ENOSPC ? 0 : r;
+}
+
 static int start_file(struct daemon *d)
 {
 	const char *dir = d->settings->upstream.file_directory;
@@ -625,12 +729,6 @@ static int start_file(struct daemon *d)
 	bool made;
 	int r;
 
-	r = disk_new(DISK_QUEUE, &d->disk);
-	if (r < 0)
-		return log_error_errno(r, "disk worker");
-	r = sd_event_add_io(d->event, &d->disk_source, disk_fd(d->disk), EPOLLIN, on_disk, d);
-	if (r < 0)
-		return log_error_errno(r, "disk worker");
 	made = mkdir(dir, 0750) == 0;
 	if (!made && errno != EEXIST)
 		return log_error_errno(errno, "upstream.file.directory %s", dir);
@@ -724,6 +822,8 @@ static int start_core(struct daemon *d)
 		r = admission_new(d->vms, &a, &d->admission);
 	if (r == 0)
 		r = relay_new(&rs, d->vms, d->upstream, random_fraction, NULL, &d->relay);
+	if (r == 0 && d->spool)
+		relay_set_store(d->relay, spool_store(d->spool));
 	return r < 0 ? log_error_errno(r, "cannot start") : 0;
 }
 
@@ -865,13 +965,34 @@ static int start_admin(struct daemon *d)
 	return r < 0 ? log_error_errno(r, "metrics.listen or admin_socket") : 0;
 }
 
+static int on_restored(const struct store_content *content, void *userdata)
+{
+	struct daemon *d = userdata;
+
+	return relay_restore(d->relay, content, clock_usec());
+}
+
+/* What an earlier process accepted and did not deliver is in custody again. */
+static int restore(struct daemon *d)
+{
+	int r = d->spool ? spool_scan(d->spool, on_restored, d) : 0;
+
+	return r < 0 ? log_error_errno(r, "state_directory %s", d->settings->state_directory) : 0;
+}
+
 /* The last steps of a start. While a kernel without AF_VSOCK is waited for, with privileges that
  * the bind will need, nobody is listened to (SPEC 3), so they wait too. */
 static int begin_service(struct daemon *d)
 {
-	int r = start_admin(d);
+	int r;
 
-	return r < 0 ? r : drop_privileges(d);
+	r = start_admin(d);
+	if (r == 0)
+		r = drop_privileges(d);
+	if (r == 0)
+		r = restore(d);
+	d->serving = r == 0;
+	return r;
 }
 
 int daemon_new(const struct daemon_args *args, struct settings *settings, struct daemon **ret)
@@ -888,13 +1009,17 @@ int daemon_new(const struct daemon_args *args, struct settings *settings, struct
 	}
 	d->args = *args;
 	d->settings = d->started = settings;
-	d->run_lock = d->pin_lock = -1;
+	d->run_lock = d->pin_lock = d->state_lock = -1;
 	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
 		return log_error_errno(errno, "no random numbers");
 	/* Who needs privileges comes first. */
 	if ((r = add_sources(d)) < 0 ||
 	    (r = take_lock(settings->run_directory, &d->run_lock)) < 0 ||
-	    (r = find_identity(d)) < 0 || (r = start_upstream(d)) < 0 || (r = start_core(d)) < 0 ||
+	    (r = find_identity(d)) < 0 || (r = start_disk(d)) < 0 || (r = start_spool(d)) < 0)
+		return r;
+	if (d->spool)
+		seed = spool_seed(d->spool);
+	if ((r = start_upstream(d)) < 0 || (r = start_core(d)) < 0 ||
 	    (r = start_bpf(d, seed)) < 0 || (r = start_ingest(d, seed)) < 0 ||
 	    (r = start_vsock(d)) < 0)
 		return r;
@@ -949,6 +1074,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->relay = relay_free(d->relay);
 	if (d->upstream)
 		d->upstream = d->upstream->ops->free(d->upstream);
+	d->spool = spool_free(d->spool);
 	d->admission = admission_free(d->admission);
 	d->vms = vm_table_free(d->vms);
 	d->bpf = ingest_bpf_free(d->bpf);
@@ -956,6 +1082,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->timer = sd_event_source_disable_unref(d->timer);
 	d->pack = sd_event_source_disable_unref(d->pack);
 	d->pin_lock = safe_close(d->pin_lock);
+	d->state_lock = safe_close(d->state_lock);
 	d->run_lock = safe_close(d->run_lock);
 	d->event = sd_event_unref(d->event);
 	if (d->settings != d->started)

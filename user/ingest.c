@@ -339,7 +339,7 @@ static void report_decided(struct relay_report *report, enum reason reason, uint
 
 	c->state = CONN_RECEIVING;
 	if (reason == REASON_NONE)
-		conn_known(c, RELAY_ACCEPTED, now);
+		conn_known(c, report->verdict, now);
 	else
 		conn_refuse(c, reason, NULL, now);
 }
@@ -401,7 +401,11 @@ static void conn_submit(struct conn *c, uint64_t now)
 		c->state = CONN_SUBMITTED;
 		listen_for(c, 0);
 	} else if (r < 0) {
-		conn_refuse(c, r == -ENOSPC ? REASON_NO_CACHE : REASON_INTERNAL, NULL, now);
+		conn_refuse(c,
+			    r == -ENOSPC   ? REASON_NO_CACHE
+			    : r == -EAGAIN ? REASON_NO_SPOOL
+					   : REASON_INTERNAL,
+			    NULL, now);
 	} else {
 		conn_known(c, verdict, now);
 	}

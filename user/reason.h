@@ -49,6 +49,7 @@
 	  "payload does not match the header's XXH64")                                          \
 	/* after validation */                                                                  \
 	X(NO_CACHE, "no_cache", VSR_STATUS_BUSY, false, "no cache slot to hold it")             \
+	X(NO_SPOOL, "no_spool", VSR_STATUS_BUSY, false, "it cannot be made durable")            \
 	X(INTERNAL, "internal", VSR_STATUS_INTERNAL, false, "internal error")
 
 enum reason {

@@ -9,11 +9,14 @@
 
 #include "cache.h"
 #include "reason.h"
+#include "store.h"
 #include "tracker.h"
 #include "upstream.h"
 #include "vm.h"
 
 #define RELAY_IN_FLIGHT_MAX 8
+/* A content that is not durable after this long counts as if the disk had failed (SPEC 7). */
+#define RELAY_STORE_DEADLINE (10 * USEC_PER_SEC)
 
 struct relay;
 
@@ -24,10 +27,19 @@ struct relay_settings {
 	uint64_t stale_ack;	   /* last ACK older than this: rate limit reason stale_ack, usec */
 	uint64_t custody_max_age;  /* usec */
 	uint32_t ns;		   /* of the VMs; another than 0: ACKs name VMs by vm_id */
-	bool acks_by_cid; /* what else ACKs say of the VM is not compared; only with ns 0 */
-	bool slots_auto;  /* as many cache slots as VMs seen, at least cache.slots */
+	bool acks_by_cid;	  /* what else ACKs say of the VM is not compared; only with ns 0 */
+	bool accept_without_disk; /* framed reports too are taken while the store takes nothing */
+	bool slots_auto;	  /* as many cache slots as VMs seen, at least cache.slots */
 	struct cache_limits cache;
 	struct tracker_settings retry;
+};
+
+/* What became of a report, or would become of an offer. */
+enum relay_verdict {
+	RELAY_ACCEPTED,	  /* custody has begun */
+	RELAY_DUPLICATE,  /* is in custody already: nothing to do */
+	RELAY_SUPPRESSED, /* ACKed, unchanged: nothing to do */
+	RELAY_NEW,	  /* relay_known() only: the content is needed */
 };
 
 /* A valid report; embedded by its connection. */
@@ -41,17 +53,13 @@ struct relay_report {
 	bool framed;	   /* the agent gets an answer */
 	const char *vm_id; /* the report's claim, not NUL-terminated */
 	size_t vm_id_len;
-	/* Only after -EINPROGRESS: what relay_submit() could not say at once. */
+	/* Only after -EINPROGRESS: what relay_submit() could not say at once. With REASON_NONE the
+	 * verdict is set. */
 	void (*decided)(struct relay_report *report, enum reason reason, uint64_t now);
-	struct relay_send *waits_for; /* the relay's */
-};
-
-/* What became of a report, or would become of an offer. */
-enum relay_verdict {
-	RELAY_ACCEPTED,	  /* custody has begun */
-	RELAY_DUPLICATE,  /* is in custody already: nothing to do */
-	RELAY_SUPPRESSED, /* ACKed, unchanged: nothing to do */
-	RELAY_NEW,	  /* relay_known() only: the content is needed */
+	enum relay_verdict verdict;
+	/* the relay's */
+	struct relay_send *waits_for;
+	struct list waiting;
 };
 
 /* Table and upstream are not owned: both must outlive the relay. random is the tracker's.
@@ -64,6 +72,15 @@ DEFINE_CLEANUP(struct relay, relay_free);
 
 /* Other settings from now on (reload); a pause ends. Returns 0; -EINVAL as above, and the old ones stay. */
 int relay_set(struct relay *r, const struct relay_settings *s, uint64_t now);
+
+/* Where contents are made durable: custody begins when they are. To be called before the first
+ * report; the store must outlive the relay, but for writes and reads under way when that is freed.
+ * Without a store custody is memory. */
+void relay_set_store(struct relay *r, struct store *store);
+
+/* Takes back into custody what an earlier process made durable (it is in the store). Returns 0;
+ * -ENOBUFS: no room for the VM's record; -EEXIST: there is something as new; -ENOMEM. */
+int relay_restore(struct relay *r, const struct store_content *content, uint64_t now);
 
 /* Contents in the cache become comparable through this table, which must outlive the relay. */
 void relay_set_matches(struct relay *r, struct match_table *matches);
@@ -79,8 +96,9 @@ void relay_observe(struct relay *r, void (*observe)(const struct vm *vm, void *u
 /*
  * Takes a report into custody, or says why not.
  * Returns 0 with *ret_verdict (never RELAY_NEW); -EINPROGRESS: report->decided() will be called
- * (without a cache the answer waits for the send); -ENOSPC: refused, REASON_NO_CACHE; -ENOMEM:
- * refused, REASON_INTERNAL.
+ * (with a store the answer waits until the content is durable, also if it equals one that is just
+ * being stored; without store and cache for the send); -EAGAIN: refused, REASON_NO_SPOOL;
+ * -ENOSPC: refused, REASON_NO_CACHE; -ENOMEM: refused, REASON_INTERNAL.
  */
 int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
 		 enum relay_verdict *ret_verdict);
@@ -130,7 +148,9 @@ uint64_t relay_pack_due(const struct relay *r);
 uint64_t relay_next_event(const struct relay *r);
 
 struct relay_figures {
-	size_t held;	  /* contents in custody */
+	size_t held;	  /* contents in custody, and reports that are being stored */
+	size_t storing;	  /* contents being made durable, for custody or for the restart */
+	size_t unspooled; /* contents in custody in memory alone, though there is a store */
 	size_t in_flight; /* sends under way */
 	size_t awaiting;  /* contents sent at least once and not ACKed */
 	bool paused;	  /* the upstream refuses all: only probes go out */

@@ -9,6 +9,7 @@
 #include "log.h"
 #include "settings.h"
 #include "settings_kind.h"
+#include "spool_file.h"
 #include "vsr_abi.h"
 #include "yaml_tree.h"
 
@@ -273,6 +274,23 @@ static const struct settings_row rows[] = {
 	  .help = "A limited report counts as stale_ack when the VM's last ACK is that old." },
 	{ DURATION("custody_max_age", custody_max_age_usec, "24h", USEC_PER_SEC, YEAR), RELOAD,
 	  .help = "Accepted content that nobody has taken by then is given up, and counted." },
+
+	{ TEXT("state_directory", state_directory, "", valid_path_or_none,
+	       "an absolute path, or nothing"),
+	  RESTART,
+	  .help = "Where accepted reports are kept until they are delivered, so that they survive "
+		  "a restart: a report is accepted when it is on the disk. The service user's, "
+		  "writable by nobody else; made if it is missing. One relay per directory. Empty: "
+		  "accepted reports are kept in memory and end with the process." },
+	{ UINT("spool.max_files", spool.max_files, "16384", 1, 16384), RELOAD,
+	  .help = "With state_directory: VMs whose report it may hold." },
+	{ SIZE("spool.max_bytes", spool.max_bytes, "2GiB", MIB, 64 * GIB), RELOAD,
+	  .help = "With state_directory: bytes that its reports may take. At least "
+		  "report.max_kib and 4 KiB." },
+	{ BOOL("accept_without_disk", accept_without_disk, "false"), RELOAD,
+	  .help = "With state_directory, while it takes nothing (full, failed, hanging): accept "
+		  "framed reports nevertheless, in memory. Otherwise they are answered busy, and "
+		  "only raw ones are held in memory." },
 
 	{ DURATION("retry.base", retry.base_usec, "30s", USEC_PER_MSEC, DAY),
 	  .instead_of_none = USEC_PER_MIN, .env_ref = "ROX_NODE_SCANNING_ACK_DEADLINE_BASE", RELOAD,
@@ -971,6 +989,12 @@ static void check_memory(struct loader *ld)
 			 "cache.bytes: too small for report.max_kib: %llu; expected at least "
 			 "%lluKiB, so that every report fits (or cache.slots: 0)",
 			 s->report.max_bytes / KIB, s->report.max_bytes / KIB);
+	if (*s->state_directory && s->spool.max_bytes < s->report.max_bytes + SPOOL_HEADER_SIZE)
+		conflict(ld, "spool.max_bytes", "report.max_kib",
+			 "spool.max_bytes: too small for report.max_kib: %llu; expected at least "
+			 "%lluKiB, so that every report fits",
+			 s->report.max_bytes / KIB,
+			 (s->report.max_bytes + SPOOL_HEADER_SIZE) / KIB);
 }
 
 static void check_times(struct loader *ld)

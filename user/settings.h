@@ -166,6 +166,13 @@ struct settings {
 
 	uint64_t custody_max_age_usec;
 
+	char *state_directory; /* "" is none: custody is memory */
+	bool accept_without_disk;
+	struct {
+		uint32_t max_files;
+		uint64_t max_bytes;
+	} spool;
+
 	struct {
 		uint64_t base_usec; /* never 0 */
 		enum settings_retry_mode mode;

@@ -505,17 +505,20 @@ DEFINE_CLEANUP(struct spool_job, job_free);
 static void write_run(struct disk_job *job)
 {
 	struct spool_job *j = container_of(job, struct spool_job, job);
-	_Alignas(4096) uint8_t header[SPOOL_HEADER_SIZE];
-	const struct iovec parts[] = {
-		{ .iov_base = header, .iov_len = sizeof(header) },
-		{ .iov_base = (void *)buf_data(j->payload), .iov_len = buf_len(j->payload) },
-	};
+	_Alignas(SPOOL_HEADER_SIZE) uint8_t header[SPOOL_HEADER_SIZE];
+	const struct iovec part = { .iov_base = header, .iov_len = sizeof(header) };
 	char name[SPOOL_NAME_MAX], tmp[SPOOL_NAME_MAX + 5];
 
 	spool_header_write(header, &j->header);
 	spool_name_write(name, &j->header);
 	snprintf(tmp, sizeof(tmp), ".%s.tmp", name);
-	j->result = disk_write_file(j->dirs->spool, tmp, name, parts, ARRAY_SIZE(parts));
+	j->result = disk_write_content(j->dirs->spool, tmp, name, &part, j->payload);
+}
+
+/* What the disk is not to blame for. */
+static bool is_trouble_of_memory(int r)
+{
+	return r == -EBADMSG || r == -ENOMEM;
 }
 
 static void write_done(struct disk_job *job)
@@ -529,7 +532,8 @@ static void write_done(struct disk_job *job)
 	s->writes--;
 	if (r < 0) {
 		metric_inc_label(METRIC_SPOOL_ERRORS, METRIC_SPOOL_WRITE);
-		fail(s, r, j->file->bytes, "write to it", now);
+		if (!is_trouble_of_memory(r))
+			fail(s, r, j->file->bytes, "write to it", now);
 	}
 	/* Of a failed write there may be a file nevertheless: whose directory was not fsynced. */
 	if (r < 0 || j->file->dropped)
@@ -796,17 +800,23 @@ static int spool_read(struct store *store, struct store_read *rd)
 	return 0;
 }
 
-static void spool_drop(struct store *store, struct vsr_vm_id vm, uint64_t generation)
+static void spool_drop(struct store *store, struct vsr_vm_id id, uint64_t first, uint64_t last)
 {
 	struct spool *s = container_of(store, struct spool, store);
-	struct spool_file *f = find_file(s, vm, generation);
+	struct spool_vm *vm = find_vm(s, id);
 
-	if (!f)
+	if (!vm)
 		return;
-	if (f->state == FILE_WRITING)
-		f->dropped = true;
-	else if (f->state == FILE_KEPT)
-		bury(s, f);
+	list_for_each(l, &vm->files) {
+		struct spool_file *f = container_of(l, struct spool_file, of_vm);
+
+		if (f->generation < first || f->generation > last)
+			continue;
+		if (f->state == FILE_WRITING)
+			f->dropped = true;
+		else if (f->state == FILE_KEPT)
+			bury(s, f);
+	}
 }
 
 static uint64_t spool_newest(const struct store *store, struct vsr_vm_id id)
@@ -1198,7 +1208,8 @@ struct spool *spool_free(struct spool *s)
 {
 	struct vmmap_node *node;
 
-	if (!s)
+	/* A job that hangs in the worker was left behind with what it uses. */
+	if (!s || s->writes + s->reads + s->removal.under_way + s->probe.under_way > 0)
 		return NULL;
 	while ((node = vmmap_next(&s->vms, NULL))) {
 		struct spool_vm *vm = container_of(node, struct spool_vm, node);

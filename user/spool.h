@@ -46,7 +46,7 @@ struct spool_limits {
 int spool_open(const char *directory, const struct privilege_identity *id,
 	       const struct spool_limits *limits, struct disk *disk, struct spool **ret);
 
-/* After disk_free(), which has ended the jobs. */
+/* After disk_free(), which has ended the jobs; beneath one that hangs nothing is freed. */
 struct spool *spool_free(struct spool *s);
 DEFINE_CLEANUP(struct spool, spool_free);
 

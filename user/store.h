@@ -25,7 +25,8 @@ struct store_content {
 struct store_write {
 	struct store_content content;
 	struct buf *payload; /* a reference of the write's own */
-	/* 0: durable; else -errno, and nothing is kept. */
+	/* 0: durable; else nothing is kept: -EBADMSG: the payload is damaged (it was packed,
+	 * user/pack.h); another -errno: the disk, or no memory. */
 	void (*done)(struct store_write *w, int result, uint64_t now);
 };
 
@@ -47,9 +48,9 @@ struct store_ops {
 	int (*write)(struct store *s, struct store_write *w);
 	/* Returns 0 (done() will be called once), -ENOENT (not there), -EBUSY, -ENOMEM. */
 	int (*read)(struct store *s, struct store_read *rd);
-	/* The content is needed no more: removed as soon as may be, also if it is being written.
-	 * Cannot fail. */
-	void (*drop)(struct store *s, struct vsr_vm_id vm, uint64_t generation);
+	/* The VM's contents of these generations are needed no more: removed as soon as may be, also
+	 * if they are being written. Cannot fail. */
+	void (*drop)(struct store *s, struct vsr_vm_id vm, uint64_t first, uint64_t last);
 	/* The highest generation of the VM that may be on the disk; 0: none. A new one must be
 	 * higher, or a restart would take the older for the newer. */
 	uint64_t (*newest)(const struct store *s, struct vsr_vm_id vm);

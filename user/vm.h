@@ -49,6 +49,7 @@ struct vm {
 	uint64_t last_accepted;	 /* 0: never */
 	uint64_t last_ack;	 /* 0: never */
 	void *custody;		 /* the relay's content in custody, or NULL; pins the record */
+	void *storing;		 /* the relay's newest being stored, or NULL; pins the record */
 	void *in_flight;	 /* the relay's send under way, or NULL; pins the record */
 	struct tracker_vm *acks; /* the tracker's sends and due time, or NULL; pins the record */
 
