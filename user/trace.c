@@ -232,9 +232,7 @@ static int on_event(void *ctx, void *data, size_t size)
 {
 	struct trace *t = ctx;
 
-	if (size >= sizeof(struct vsr_trace_event))
-		t->cb(data, t->userdata);
-	return 0;
+	return size >= sizeof(struct vsr_trace_event) ? t->cb(data, t->userdata) : 0;
 }
 
 static int start(struct trace *t)

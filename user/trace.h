@@ -51,9 +51,11 @@ const char *trace_note(const struct trace *t, size_t i);
 /* The parts that are attached. */
 unsigned trace_parts(const struct trace *t);
 
-typedef void (*trace_event_cb)(const struct vsr_trace_event *e, void *userdata);
-/* Waits up to timeout_ms for events and hands them to cb, in the order of the ring buffer; cb
- * returns nothing and cannot stop it. Returns their number, -EINTR, or another negative errno. */
+/* Returns 0, or a negative number to end trace_poll() with it; guests may send faster than anybody
+ * prints. */
+typedef int (*trace_event_cb)(const struct vsr_trace_event *e, void *userdata);
+/* Waits up to timeout_ms for events and hands them to cb, in the order of the ring buffer. Returns
+ * their number, what cb has returned, -EINTR, or another negative errno. */
 int trace_poll(struct trace *t, int timeout_ms, trace_event_cb cb, void *userdata);
 
 /* Events that passed the filters, and how many of these found no room in the ring buffer. */

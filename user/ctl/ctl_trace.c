@@ -58,7 +58,8 @@ struct run {
 	void (*event)(struct run *r, const struct vsr_trace_event *e);
 	show_clock clock;
 	uint64_t lines;
-	uint64_t lost; /* said so far */
+	uint64_t lost;	 /* said so far */
+	uint64_t end_ns; /* what is later is not shown; CLOCK_BOOTTIME */
 	struct log2hist latency[LATENCY_MAX];
 	bool watch_stats, stats_known;
 	struct vsr_stats stats;
@@ -252,11 +253,17 @@ static void begin_stats(struct run *r)
 	r->next_stats = usec_add(now_usec(), STATS_USEC);
 }
 
-static void on_event(const struct vsr_trace_event *e, void *userdata)
+/* What comes after the end is not shown, or a flood would keep the end from coming. */
+static int on_event(const struct vsr_trace_event *e, void *userdata)
 {
 	struct run *r = userdata;
 
+	if (stop)
+		r->end_ns = MIN(r->end_ns, boot_ns(CLOCK_BOOTTIME));
+	if (e->ns > r->end_ns || enough(r) || ferror(stdout))
+		return -ECANCELED;
 	r->event(r, e);
+	return 0;
 }
 
 static int loop(struct run *r)
@@ -264,12 +271,13 @@ static int loop(struct run *r)
 	uint64_t end = usec_add(now_usec(), r->o->duration), now;
 	int n;
 
+	r->end_ns = end > UINT64_MAX / NSEC_PER_USEC ? UINT64_MAX : end * NSEC_PER_USEC;
 	do {
 		now = now_usec();
 		n = trace_poll(r->trace,
 			       (int)MIN(POLL_MSEC, usec_sub(end, now) / USEC_PER_MSEC + 1),
 			       on_event, r);
-		if (n < 0 && n != -EINTR)
+		if (n < 0 && n != -EINTR && n != -ECANCELED)
 			return ctl_error(r->ctl, CTL_FAILED, "ring buffer: %s", strerror(-n));
 		say_lost(r);
 		if (r->watch_stats && now >= r->next_stats) {
@@ -277,9 +285,10 @@ static int loop(struct run *r)
 			r->next_stats = usec_add(now, STATS_USEC);
 		}
 		fflush(stdout);
-	} while (!stop && !enough(r) && !ferror(stdout) && now < end);
+	} while (!stop && n != -ECANCELED && !enough(r) && !ferror(stdout) && now < end);
 
 	/* What was under way. */
+	r->end_ns = MIN(r->end_ns, boot_ns(CLOCK_BOOTTIME));
 	trace_poll(r->trace, 0, on_event, r);
 	say_lost(r);
 	if (r->watch_stats)
