@@ -682,6 +682,71 @@ static void test_place_and_reservation_are_back_before_the_answer(void **state)
 	world_close(&w);
 }
 
+/* ---- time of the event loop ------------------------------------------------------------------- */
+
+static void test_vm_that_takes_the_loops_time_waits_while_others_are_there(void **state)
+{
+	struct world w;
+	struct vm *greedy;
+	struct admission_ticket *t, *other;
+
+	(void)state;
+	world_open(&w, admission_defaults, bucket_rate_per(1, SEC, 5));
+	greedy = known(&w, 42, 1000);
+	admission_worked(greedy, 50 * USEC_PER_MSEC, w.now); /* a second's share */
+
+	/* Alone it keeps nobody from anything. */
+	finish(&w, served(&w, greedy), REASON_NONE, 1000);
+
+	other = served(&w, known(&w, 43, 1000));
+	t = arrive(&w, greedy);
+	assert_null(next(&w));
+	assert_int_equal(admission_next_event(w.a, w.now), T0 + SEC);
+	served(&w, known(&w, 44, 1000)); /* it bars nobody */
+	w.now += SEC - 1;
+	assert_null(next(&w));
+	w.now++;
+	assert_ptr_equal(next(&w), t);
+	finish(&w, other, REASON_NONE, 1000);
+	world_close(&w);
+}
+
+/* A VM that waits for its share is not refused for it. */
+static void test_the_loops_time_holds_a_vm_back_for_less_than_one_may_wait(void **state)
+{
+	struct world w;
+	struct vm *greedy;
+	struct admission_ticket *t;
+
+	(void)state;
+	world_open(&w, admission_defaults, bucket_rate_per(1, SEC, 5));
+	greedy = known(&w, 42, 1000);
+	served(&w, known(&w, 43, 1000));
+	for (int i = 0; i < 100; i++)
+		admission_worked(greedy, SEC, w.now);
+	t = arrive(&w, greedy);
+	w.now += ADMISSION_BUSY_USEC - 1;
+	assert_null(next(&w));
+	w.now++;
+	assert_ptr_equal(next(&w), t);
+	assert_true(ADMISSION_BUSY_USEC < admission_defaults.wait);
+	world_close(&w);
+}
+
+static void test_without_a_limit_of_grants_there_is_none_of_the_loops_time(void **state)
+{
+	struct world w;
+	struct vm *greedy;
+
+	(void)state;
+	world_open(&w, admission_defaults, unlimited);
+	greedy = known(&w, 42, 1000);
+	served(&w, known(&w, 43, 1000));
+	admission_worked(greedy, SEC, w.now);
+	served(&w, greedy);
+	world_close(&w);
+}
+
 /* ---- debt ------------------------------------------------------------------------------------- */
 
 static void test_vm_over_1_mib_of_debt_waits_and_is_refused_for_it(void **state)
@@ -794,6 +859,81 @@ static void test_debt_ends_when_the_cid_is_gone(void **state)
 	admission_vm_gone(w.a, vm);
 	assert_int_equal(figures(&w).debt, 0);
 	served(&w, vm);
+	world_close(&w);
+}
+
+/* What a guest has parked in a connection that it does not let go of: the kernel frees it in 8 s. */
+static void test_what_the_kernel_keeps_behind_a_close_is_debt_for_as_long(void **state)
+{
+	struct world w;
+	struct vm *vm, *other;
+	struct admission_ticket *t;
+	enum reason reason = REASON_NONE;
+
+	(void)state;
+	world_open(&w, admission_defaults, unlimited);
+	vm = known(&w, 42, 1000);
+	other = known(&w, 43, 1000);
+	admission_kept(w.a, vm, 0, w.now);
+	assert_int_equal(figures(&w).debtors, 0);
+	admission_kept(w.a, vm, MIB, w.now);
+	admission_kept(w.a, other, MIB, w.now + SEC);
+	w.now += 2 * SEC;
+	admission_kept(w.a, vm, 1,
+		       w.now); /* the first MiB is given as long again: never too little */
+	assert_int_equal(figures(&w).debt, 2 * MIB + 1);
+	assert_int_equal(figures(&w).debtors, 2);
+	assert_true(vm_pinned(w.vms, vm, w.now));
+	t = arrive(&w, vm);
+	assert_null(next(&w));
+	assert_int_equal(admission_next_event(w.a, w.now), t->arrived + 5 * SEC);
+
+	/* No proof ends it, only time. */
+	admission_backlog_empty(w.a);
+	assert_false(admission_drained(w.a, t));
+	admission_vm_gone(w.a, vm);
+	assert_int_equal(figures(&w).debt, 2 * MIB + 1);
+
+	w.now += 5 * SEC;
+	assert_ptr_equal(admission_expired(w.a, w.now, &reason), t);
+	assert_int_equal(reason, REASON_DEBT);
+	admission_close(w.a, t, 0, w.now);
+	assert_int_equal(admission_next_event(w.a, w.now), T0 + SEC + ADMISSION_KEPT_USEC);
+	w.now = T0 + SEC + ADMISSION_KEPT_USEC;
+	assert_null(next(&w));
+	assert_int_equal(figures(&w).debt, MIB + 1);
+	t = arrive(&w, vm);
+	w.now = T0 + 2 * SEC + ADMISSION_KEPT_USEC - 1;
+	assert_null(next(&w));
+	w.now++;
+	assert_ptr_equal(next(&w), t);
+	assert_int_equal(figures(&w).debt, 0);
+	assert_int_equal(figures(&w).debtors, 0);
+	world_close(&w);
+}
+
+/* Both kinds at once: a VM is one debtor, and each kind ends by itself. */
+static void test_a_vm_with_both_kinds_of_debt_is_one_debtor(void **state)
+{
+	struct world w;
+	struct vm *vm;
+
+	(void)state;
+	world_open(&w, admission_defaults, unlimited);
+	vm = known(&w, 42, 1000);
+	admission_debt_add(w.a, vm, 1000, w.now);
+	admission_kept(w.a, vm, 2000, w.now);
+	assert_int_equal(figures(&w).debtors, 1);
+	admission_vm_gone(w.a, vm);
+	assert_int_equal(figures(&w).debtors, 1);
+	admission_debt_add(w.a, vm, 1000, w.now);
+	assert_int_equal(figures(&w).debtors, 1);
+	w.now += ADMISSION_KEPT_USEC;
+	assert_null(next(&w));
+	assert_int_equal(figures(&w).debtors, 1);
+	assert_int_equal(figures(&w).debt, 1000);
+	admission_vm_gone(w.a, vm);
+	assert_int_equal(figures(&w).debtors, 0);
 	world_close(&w);
 }
 
@@ -1276,11 +1416,16 @@ int main(void)
 		cmocka_unit_test(test_waiter_short_of_its_class_share_bars_only_its_class),
 		cmocka_unit_test(test_vm_that_may_not_have_one_itself_bars_nobody),
 		cmocka_unit_test(test_place_and_reservation_are_back_before_the_answer),
+		cmocka_unit_test(test_vm_that_takes_the_loops_time_waits_while_others_are_there),
+		cmocka_unit_test(test_the_loops_time_holds_a_vm_back_for_less_than_one_may_wait),
+		cmocka_unit_test(test_without_a_limit_of_grants_there_is_none_of_the_loops_time),
 		cmocka_unit_test(test_vm_over_1_mib_of_debt_waits_and_is_refused_for_it),
 		cmocka_unit_test(test_vm_near_its_debt_limit_is_served_one_connection_at_a_time),
 		cmocka_unit_test(test_debt_ends_when_a_later_waiting_connection_shows_wmem_0),
 		cmocka_unit_test(test_connection_requested_before_the_debt_does_not_end_it),
 		cmocka_unit_test(test_debt_ends_when_the_cid_is_gone),
+		cmocka_unit_test(test_what_the_kernel_keeps_behind_a_close_is_debt_for_as_long),
+		cmocka_unit_test(test_a_vm_with_both_kinds_of_debt_is_one_debtor),
 		cmocka_unit_test(test_cid_with_debt_is_probed_every_10_min),
 		cmocka_unit_test(
 			test_beyond_a_quarter_of_the_budget_only_vms_with_debt_are_refused),

@@ -28,7 +28,9 @@ struct admission {
 	struct usage all, limited, offender;
 
 	struct list debtors; /* struct vm with debt, next probe first */
-	uint64_t debt;
+	struct list keepers; /* struct vm for whose closed connections the kernel keeps something,
+			      * first end first */
+	uint64_t debt;	     /* of both */
 	uint32_t n_debtors;
 	uint64_t epoch; /* counts how often the backlog was seen empty */
 };
@@ -159,6 +161,7 @@ int admission_new(struct vm_table *vms, const struct admission_settings *s, stru
 	list_init(&a->turns);
 	list_init(&a->waiters);
 	list_init(&a->debtors);
+	list_init(&a->keepers);
 	a->epoch = 1;
 	*ret = a;
 	return 0;
@@ -183,9 +186,11 @@ int admission_set(struct admission *a, const struct admission_settings *s)
 /* Whether its debt keeps the VM from being granted anything. */
 static bool owes_too_much(const struct admission *a, const struct vm *vm)
 {
-	if (vm->debt > ADMISSION_VM_DEBT)
+	uint64_t debt = vm->debt + vm->kept;
+
+	if (debt > ADMISSION_VM_DEBT)
 		return true;
-	return vm->debt > 0 && a->debt >= debt_quarter(a);
+	return debt > 0 && a->debt >= debt_quarter(a);
 }
 
 void admission_debt_add(struct admission *a, struct vm *vm, uint64_t wmem, uint64_t now)
@@ -195,7 +200,7 @@ void admission_debt_add(struct admission *a, struct vm *vm, uint64_t wmem, uint6
 	if (vm->debt == 0) {
 		vm->debt_probe = usec_add(now, ADMISSION_PROBE_USEC);
 		list_add_last(&a->debtors, &vm->debtor);
-		a->n_debtors++;
+		a->n_debtors += vm->kept == 0;
 	}
 	vm->debt += wmem;
 	vm->debt_epoch = a->epoch;
@@ -209,7 +214,31 @@ void admission_vm_gone(struct admission *a, struct vm *vm)
 	a->debt -= vm->debt;
 	vm->debt = 0;
 	list_del(&vm->debtor);
-	a->n_debtors--;
+	a->n_debtors -= vm->kept == 0;
+}
+
+void admission_kept(struct admission *a, struct vm *vm, uint64_t bytes, uint64_t now)
+{
+	if (bytes == 0)
+		return;
+	a->n_debtors += vm->kept == 0 && vm->debt == 0;
+	/* One end for all of a VM: the latest. */
+	list_move_last(&a->keepers, &vm->keeper);
+	vm->kept += bytes;
+	vm->kept_until = usec_add(now, ADMISSION_KEPT_USEC);
+	a->debt += bytes;
+}
+
+static void end_kept(struct admission *a, uint64_t now)
+{
+	struct vm *vm;
+
+	while ((vm = list_first_entry(&a->keepers, struct vm, keeper)) && now >= vm->kept_until) {
+		list_del(&vm->keeper);
+		a->debt -= vm->kept;
+		vm->kept = 0;
+		a->n_debtors -= vm->debt == 0;
+	}
 }
 
 void admission_backlog_empty(struct admission *a)
@@ -330,12 +359,26 @@ static bool may_owe_too_much(const struct vm *vm)
 	       vm->debt + (uint64_t)vm->served * VSR_UNREAD_UPDATES > ADMISSION_VM_DEBT;
 }
 
+/* Whether it has to leave the event loop's time to others; alone it keeps nobody from anything. */
+static bool busy(const struct admission *a, const struct vm *vm, uint64_t now)
+{
+	return now < vm->busy_until && (a->all.places > vm->served || a->waiting > vm->waiting) &&
+	       vm_grants_limited(a->vms);
+}
+
+void admission_worked(struct vm *vm, uint64_t usec, uint64_t now)
+{
+	uint64_t until = MAX(vm->busy_until, now) + usec * ADMISSION_LOOP_SHARE;
+
+	vm->busy_until = MIN(until, usec_add(now, ADMISSION_BUSY_USEC));
+}
+
 /* Whether the VM itself may have one more, whatever others hold. Who may not is no obstacle for
  * those behind it. */
 static bool may_have_one(const struct admission *a, const struct vm *vm, uint64_t now)
 {
 	return vm->served < ADMISSION_SERVED_PER_VM && !owes_too_much(a, vm) &&
-	       !may_owe_too_much(vm) && vm_next_grant(a->vms, vm, now) <= now;
+	       !may_owe_too_much(vm) && !busy(a, vm, now) && vm_next_grant(a->vms, vm, now) <= now;
 }
 
 /*
@@ -379,6 +422,7 @@ struct admission_ticket *admission_next(struct admission *a, uint64_t now)
 	enum obstacle barred = OBSTACLE_NONE;
 	struct admission_ticket *t;
 
+	end_kept(a, now);
 	if (a->waiting == 0 || a->all.places >= a->s.places)
 		return NULL;
 	t = walk(a, false, now, &barred);
@@ -390,15 +434,21 @@ uint64_t admission_next_event(const struct admission *a, uint64_t now)
 {
 	const struct admission_ticket *first = admission_first_waiter(a);
 	const struct vm *debtor = list_first_entry(&a->debtors, struct vm, debtor);
+	const struct vm *keeper = list_first_entry(&a->keepers, struct vm, keeper);
 	uint64_t next = USEC_INFINITY;
 
 	if (first)
 		next = usec_add(first->arrived, a->s.wait);
+	if (keeper)
+		next = MIN(next, keeper->kept_until);
 	if (debtor)
 		next = MIN(next, debtor->debt_probe);
 	list_for_each(l, &a->turns) {
 		const struct vm *vm = container_of(l, struct vm, turn);
 		uint64_t token = vm_next_grant(a->vms, vm, now);
+
+		if (busy(a, vm, now))
+			token = MAX(token, vm->busy_until);
 
 		/* Whoever has a token and still waits needs something that others hold. */
 		if (token > now && vm->served < ADMISSION_SERVED_PER_VM && !owes_too_much(a, vm))

@@ -44,6 +44,13 @@
 #define ADMISSION_MARGIN	      (1 * MIB) /* of an offer, and of the maximum */
 #define ADMISSION_VM_DEBT	      (1 * MIB) /* over this the VM waits */
 #define ADMISSION_PROBE_USEC	      (10 * USEC_PER_MIN)
+/* A VM's connections may take one part in so many of the event loop's time... */
+#define ADMISSION_LOOP_SHARE 20
+/* ... and are held back no longer than this for it: less than one waits for a place, so that it
+ * alone refuses nobody. */
+#define ADMISSION_BUSY_USEC (4 * USEC_PER_SEC)
+/* VSOCK_CLOSE_TIMEOUT of the kernel, 8 s, and one more for its work queue. */
+#define ADMISSION_KEPT_USEC (9 * USEC_PER_SEC)
 
 struct admission_settings {
 	uint32_t places;       /* connections with a place at a time: 50 */
@@ -129,6 +136,10 @@ uint64_t admission_reserve(const struct admission *a);
 void admission_release(struct admission *a, struct admission_ticket *ticket, enum reason reason,
 		       uint64_t length, uint64_t wmem);
 
+/* The event loop spent that long on a connection of the VM. While others are there, the VM is granted
+ * nothing more until that is no more than its share. Without limit with grants unlimited. */
+void admission_worked(struct vm *vm, uint64_t usec, uint64_t now);
+
 /* The socket was closed with wmem bytes queued for the guest, which become the VM's debt. Ends
  * the ticket, whatever its state: a waiter leaves its queue, a place is given back (without
  * admission_release() nothing is learned about the VM), ADMISSION_NONE stays what it is. The VM
@@ -138,6 +149,11 @@ void admission_close(struct admission *a, struct admission_ticket *ticket, uint6
 
 /* The same debt for a socket that had no ticket, as it was refused on arrival. */
 void admission_debt_add(struct admission *a, struct vm *vm, uint64_t wmem, uint64_t now);
+
+/* A socket was closed while its queue held `bytes` of packets that nobody had looked at (user/unseen.h),
+ * and the guest did not let go of the connection: the kernel keeps them for ADMISSION_KEPT_USEC at
+ * most. Until then they are the VM's debt as well, and nothing else ends it. */
+void admission_kept(struct admission *a, struct vm *vm, uint64_t bytes, uint64_t now);
 
 /* accept() said EAGAIN: every connection accepted from now on was requested after all that was
  * closed until now. Debt only ends by a connection that is known to be later (see

@@ -10,6 +10,7 @@
 #include "metrics.h"
 #include "report.h"
 #include "stream.h"
+#include "unseen.h"
 #include "usdt.h"
 
 /* Connections are looked at this often even if no event came (SPEC 11). */
@@ -40,8 +41,10 @@ struct conn {
 	uint32_t port; /* of the peer */
 	bool vsock;
 	bool header_seen; /* the reservation follows the length that a header announced */
+	bool let_go;	  /* the peer has ended the connection: the kernel keeps nothing of it */
 	enum conn_state state;
-	uint64_t since; /* of the state: accept, grant, answer */
+	uint64_t since;	 /* of the state: accept, grant, answer */
+	uint64_t unseen; /* bytes in its queue that no verdict was shown, at the last look */
 	uint8_t answer[VSR_ANSWER_SIZE];
 	uint8_t answered; /* bytes of it sent */
 };
@@ -52,6 +55,7 @@ struct ingest {
 	struct stream_config stream;
 	struct vsr_pool own_pool; /* the shared reserve of user-space mode */
 	sd_event_source *tick, *events;
+	struct unseen *look; /* for packets that no verdict was shown; NULL: impossible here */
 	struct list conns;
 	unsigned n_conns, n_waiting, n_answering;
 	struct conn **by_slot;
@@ -172,10 +176,52 @@ static uint64_t conn_wmem(const struct conn *c)
 	return wmem;
 }
 
+/* Packets that no verdict is shown (user/unseen.h). */
+static void on_unseen(uint64_t cookie, uint32_t packets, void *userdata)
+{
+	struct ingest *i = userdata;
+
+	for (uint32_t slot = 0; slot < i->parts.places; slot++)
+		if (i->by_slot[slot] && i->by_slot[slot]->stream.cookie == cookie)
+			i->by_slot[slot]->unseen = packets * UNSEEN_PACKET_COST;
+}
+
+static void look_for_unseen(struct ingest *i)
+{
+	if (i->look && i->stream.bpf)
+		(void)unseen_look(i->look, on_unseen, i);
+}
+
+static void end_credit(struct conn *c)
+{
+	if (c->stream.credit.bytes > 0)
+		c->let_go = stream_end_credit(&c->stream);
+}
+
+/* How much the kernel keeps for a connection that is about to be closed. Where that is anything, the
+ * credit ends first, so that it stays as much: without credit there is no answer either. */
+static void find_unseen(struct conn *c)
+{
+	if (!c->stream.attached)
+		return;
+	look_for_unseen(c->ingest);
+	if (c->unseen == 0)
+		return;
+	end_credit(c);
+	look_for_unseen(c->ingest);
+}
+
 static struct conn *conn_close(struct conn *c, uint64_t now)
 {
 	struct ingest *i = c->ingest;
 	uint64_t wmem = conn_wmem(c);
+
+	/* Nobody looked any more while the answer waited. */
+	if (c->state == CONN_ANSWERING)
+		c->unseen = MAX(c->unseen, unseen_most(c->stream.credit.bytes));
+	end_credit(c);
+	if (!c->let_go)
+		admission_kept(i->parts.admission, c->vm, c->unseen, now);
 
 	if (c->state == CONN_WAITING)
 		i->n_waiting--;
@@ -283,6 +329,7 @@ static void conn_end(struct conn *c, enum reason reason, enum vsr_status status,
 
 	export_seen(i, c, reason);
 	export_vm(i, c->vm);
+	find_unseen(c);
 	i->by_slot[c->stream.slot] = NULL;
 	i->free_slots[i->n_free_slots++] = c->stream.slot;
 	stream_close(&c->stream);
@@ -292,7 +339,7 @@ static void conn_end(struct conn *c, enum reason reason, enum vsr_status status,
 		admission_drained(i->parts.admission, &c->ticket);
 	admission_release(i->parts.admission, &c->ticket, reason, length, wmem);
 	c->state = CONN_RECEIVING; /* no relay to ask, no list to leave */
-	if (framed)
+	if (framed && c->unseen == 0)
 		answer_and_close(c, status, now);
 	else
 		conn_close(c, now);
@@ -471,6 +518,10 @@ static void conn_complete(struct conn *c, uint64_t now)
 		listen_for(c, 0); /* readable all the time; the tick looks again */
 		return;
 	}
+	if (r == -EINPROGRESS) {
+		listen_for(c, EPOLLIN); /* others first, then the rest */
+		return;
+	}
 	if (r < 0)
 		conn_refuse(c, reason, NULL, now);
 	else
@@ -539,13 +590,10 @@ static uint32_t wanted_events(const struct conn *c)
 	return EPOLLRDHUP | (stream_wants_input(&c->stream) ? EPOLLIN : 0);
 }
 
-static void conn_look(struct conn *c, uint64_t now)
+static void conn_step(struct conn *c, uint64_t now)
 {
 	enum reason reason = REASON_NONE;
 
-	/* Until "go on" is sent there is nothing to look for. */
-	if (c->state != CONN_RECEIVING)
-		return;
 	switch (stream_look(&c->stream, &reason)) {
 	case STREAM_MORE:
 		/* Only now: what came in time counts, also when we look late. */
@@ -566,6 +614,19 @@ static void conn_look(struct conn *c, uint64_t now)
 		conn_refuse(c, reason, NULL, now);
 		break;
 	}
+}
+
+static void conn_look(struct conn *c, uint64_t now)
+{
+	struct vm *vm = c->vm;
+	uint64_t start = clock_usec();
+
+	/* Until "go on" is sent there is nothing to look for. */
+	if (c->state != CONN_RECEIVING)
+		return;
+	conn_step(c, now);
+	now = clock_usec();
+	admission_worked(vm, now - start, now);
 }
 
 static void continue_answer(struct conn *c, uint64_t now)
@@ -641,6 +702,8 @@ static void conn_tick(struct conn *c, uint64_t now)
 		/* The verdict sees data only: requests for credit queue updates without it. */
 		if (wmem > VSR_UNREAD_UPDATES)
 			conn_refuse(c, REASON_UNREAD_UPDATES, NULL, now);
+		else if (c->unseen > 0)
+			conn_refuse(c, REASON_ZERO_LENGTH, NULL, now);
 		else
 			conn_look(c, now);
 		break;
@@ -667,6 +730,8 @@ static int on_tick(sd_event_source *source, uint64_t usec _unused_, void *userda
 	struct ingest *i = userdata;
 	uint64_t now = clock_usec();
 
+	if (i->n_conns > i->n_waiting)
+		look_for_unseen(i);
 	list_for_each_safe(n, &i->conns)
 		conn_tick(list_entry(n, struct conn, list), now);
 	if (i->n_conns > 0) {
@@ -794,6 +859,11 @@ static void conn_grant(struct conn *c, uint64_t now)
 			    now);
 		return;
 	}
+	/* What the reserve could not pay is the reservation's to pay: let there be as much more. */
+	if (c->stream.credit.charged > 0 &&
+	    admission_resize(i->parts.admission, &c->ticket,
+			     c->ticket.reservation + c->stream.credit.charged) == 0)
+		stream_reserve(&c->stream, c->ticket.reservation);
 	listen_for(c, wanted_events(c));
 	/* Hybrid: all of it may be there already. */
 	conn_look(c, now);
@@ -867,6 +937,7 @@ int ingest_new(const struct ingest_settings *s, const struct ingest_parts *parts
 		.seed = parts->seed,
 		.max_report = s->max_report,
 	};
+	i->look = bpf ? ingest_bpf_unseen(parts->bpf) : NULL;
 	i->by_slot = calloc(parts->places, sizeof(*i->by_slot));
 	i->free_slots = calloc(parts->places, sizeof(*i->free_slots));
 	if (!i->by_slot || !i->free_slots)

@@ -15,6 +15,7 @@
 #include <linux/vm_sockets.h>
 
 #include "bpf_why.h"
+#include "unseen.h"
 
 /* The generated skeleton has the name that our own type has in the header. */
 #define ingest_bpf ingest_skel
@@ -70,6 +71,7 @@ struct ingest_bpf {
 	bool pinned;		   /* our pins are there */
 	int cpus;		   /* values of a per-CPU map */
 	struct vsr_stats *per_cpu; /* room for them */
+	struct unseen *unseen;	   /* NULL: this kernel has no such iterator */
 };
 
 /* ---- what failed ------------------------------------------------------------------------------ */
@@ -422,6 +424,9 @@ static int start(struct ingest_bpf *b)
 		r = attach_program(b);
 	if (r == 0 && !b->s.maps_only)
 		r = open_memory(b);
+	/* Without it the credit alone bounds what nobody sees. */
+	if (r == 0 && !b->s.maps_only)
+		(void)unseen_new(b->fds[MAP_SOCKS], &b->unseen);
 	if (r == 0)
 		r = open_stats(b);
 	if (r == 0)
@@ -469,6 +474,7 @@ struct ingest_bpf *ingest_bpf_free(struct ingest_bpf *b)
 	if (b->pinned)
 		unpin(b, 0, MAP_FIRST_KEPT);
 	safe_close(b->pin_fd);
+	unseen_free(b->unseen);
 	ring_buffer__free(b->ring);
 	if (b->grants)
 		munmap(b->grants, b->grants_bytes);
@@ -479,6 +485,11 @@ struct ingest_bpf *ingest_bpf_free(struct ingest_bpf *b)
 	free((char *)b->s.pin_dir);
 	free(b);
 	return NULL;
+}
+
+struct unseen *ingest_bpf_unseen(const struct ingest_bpf *b)
+{
+	return b->unseen;
 }
 
 bool ingest_bpf_maps_only(const struct ingest_bpf *b)

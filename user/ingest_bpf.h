@@ -17,6 +17,7 @@
 #include "vsr_abi.h"
 
 struct ingest_bpf;
+struct unseen;
 
 struct ingest_bpf_settings {
 	uint64_t seed;	       /* of the digest: the node's */
@@ -63,6 +64,10 @@ DEFINE_CLEANUP(struct ingest_bpf, ingest_bpf_free);
 
 /* True in user-space mode. (maps) */
 bool ingest_bpf_maps_only(const struct ingest_bpf *b);
+
+/* Who looks for packets that no verdict was shown (user/unseen.h); NULL: this kernel has no
+ * iterator over sockets in a map. Belongs to b. */
+struct unseen *ingest_bpf_unseen(const struct ingest_bpf *b);
 
 /* ---- one connection --------------------------------------------------------------------------
  * slot: 0 to slots - 1, chosen by the caller, one connection each. The order of a connection is

@@ -8,13 +8,8 @@
 
 #include "clock.h"
 #include "ingest_bpf.h"
+#include "pool.h"
 
-/* Credit of a granted connection, whatever its reservation (DESIGN 2): the verdict gives it back
- * with each packet, so a larger one would only let more packets be under way unseen. */
-#define CREDIT (256 * KIB)
-/* In user-space mode what is unread stays in the kernel, where a guest can make it cost 115 times
- * its bytes, unseen (docs/kernel-facts.md, unread_cost): less may wait there. */
-#define CREDIT_USER (64 * KIB)
 /* Bytes of one recv(): hashed while they are in the CPU's cache. */
 #define READ_CHUNK (256 * KIB)
 /* Bytes read before the loop turns to somebody else. */
@@ -31,16 +26,6 @@ int socket_memory(int fd, uint32_t *ret_rmem, uint32_t *ret_wmem)
 		return -errno;
 	*ret_rmem = info[SK_MEMINFO_RMEM_ALLOC];
 	*ret_wmem = info[SK_MEMINFO_WMEM_ALLOC];
-	return 0;
-}
-
-static int raise_credit(int fd, uint64_t credit)
-{
-
-	/* The maximum first: the size is clamped to it. */
-	if (setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &credit, sizeof(credit)) < 0 ||
-	    setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &credit, sizeof(credit)) < 0)
-		return -errno;
 	return 0;
 }
 
@@ -72,9 +57,13 @@ int stream_open(struct stream *s, const struct stream_config *config, int fd, bo
 		s->bpf = config->bpf;
 		s->attached = true;
 	}
-	r = raise_credit(fd, s->attached ? CREDIT : CREDIT_USER);
-	if (r < 0)
+	s->credit = credit_choose(config->pool, s->attached ? CREDIT_MOST : CREDIT_MOST_USER);
+	stream_reserve(s, reserved);
+	r = credit_raise(fd, s->credit.bytes);
+	if (r < 0) {
 		stream_close(s);
+		stream_end_credit(s);
+	}
 	return r;
 }
 
@@ -84,9 +73,10 @@ static uint64_t frame_end(const struct stream *s)
 	return stream_framed(s) ? VSR_HEADER_SIZE + s->seen.frame_len : UINT64_MAX;
 }
 
+/* What the daemon holds of the reservation: its buffer, and what it may not be able to see. */
 static size_t buffered(const struct stream *s)
 {
-	return s->buf ? s->read : 0;
+	return (s->buf ? s->read : 0) + s->credit.charged;
 }
 
 static int need_buffer(struct stream *s)
@@ -155,20 +145,6 @@ static ssize_t receive(struct stream *s, size_t n)
 	if (s->attached)
 		ingest_bpf_grant_set(s->bpf, s->slot, s->reserved, buffered(s));
 	return r < 0 ? r : got;
-}
-
-static bool pool_draw(struct vsr_pool *pool, uint64_t n)
-{
-	if (__atomic_add_fetch(&pool->drawn, n, __ATOMIC_RELAXED) <=
-	    __atomic_load_n(&pool->limit, __ATOMIC_RELAXED))
-		return true;
-	__atomic_sub_fetch(&pool->drawn, n, __ATOMIC_RELAXED);
-	return false;
-}
-
-static void pool_give_back(struct vsr_pool *pool, uint64_t n)
-{
-	__atomic_sub_fetch(&pool->drawn, n, __ATOMIC_RELAXED);
 }
 
 static enum stream_state refuse(enum reason reason, enum reason *ret_reason)
@@ -301,7 +277,9 @@ static int take_bpf(struct stream *s, enum reason *ret_reason)
 {
 	int r;
 
-	r = read_owed(s, UINT64_MAX);
+	r = read_owed(s, READ_TURN);
+	if (r == 0 && owed(s) > 0)
+		return -EINPROGRESS;
 	if (r < 0 && r != -EAGAIN) {
 		*ret_reason = r == -ENOMEM ? REASON_INTERNAL : REASON_ABORTED;
 		return -EPROTO;
@@ -569,4 +547,11 @@ void stream_close(struct stream *s)
 	s->buf = buf_unref(s->buf);
 	XXH64_freeState(s->xxh64);
 	s->xxh64 = NULL;
+}
+
+bool stream_end_credit(struct stream *s)
+{
+	credit_give_back(&s->credit, s->config->pool);
+	s->credit.bytes = 0;
+	return credit_end(s->fd);
 }

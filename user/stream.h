@@ -21,6 +21,7 @@
 #include <xxhash.h>
 
 #include "buf.h"
+#include "credit.h"
 #include "digest.h"
 #include "reason.h"
 #include "vsr_abi.h"
@@ -46,6 +47,7 @@ struct stream {
 	uint64_t cookie;      /* with attached */
 	uint64_t reserved;    /* bytes it may cost in all, the share of the reserve not counted */
 	uint64_t share;	      /* drawn from the reserve in user-space mode */
+	struct credit credit; /* with vsock */
 	struct vsr_conn seen; /* what BPF saw; in user-space mode kept by us in the same terms */
 	uint64_t read;	      /* bytes read from the socket, header included */
 	bool ended;
@@ -82,7 +84,8 @@ int stream_open(struct stream *s, const struct stream_config *config, int fd, bo
 enum stream_state stream_look(struct stream *s, enum reason *ret_reason);
 
 /* After STREAM_ENDED: reads what is not read yet, and seals the buffer. Returns 0; -EAGAIN: the
- * kernel has not handed over all of it yet (look again later); -EPROTO with *ret_reason: what was
+ * kernel has not handed over all of it yet (look again later); -EINPROGRESS: there is more to read,
+ * but others have waited long enough; -EPROTO with *ret_reason: what was
  * read is not what was seen, or libxxhash does not confirm the digest of BPF. */
 int stream_take(struct stream *s, enum reason *ret_reason);
 
@@ -119,6 +122,11 @@ uint64_t stream_last_byte(const struct stream *s);
 /* Ends the verdict's part: takes the socket's entry out of the maps and gives back its share of
  * the reserve. The socket may live on (for an answer); bytes that still come are dropped. */
 void stream_close(struct stream *s);
+
+/* Of a vsock stream, as the last thing before its socket is closed: takes back the peer's credit,
+ * and gives back what that was reckoned to cost; nothing can be sent any more. Returns true if the
+ * peer has ended the connection: then the kernel keeps nothing of it behind the close. */
+bool stream_end_credit(struct stream *s);
 
 /* Bytes queued in the kernel for (rmem) and towards (wmem) the peer. Returns 0 or -errno. */
 int socket_memory(int fd, uint32_t *ret_rmem, uint32_t *ret_wmem);

@@ -60,7 +60,7 @@ void vm_table_set_rates(struct vm_table *t, struct bucket_rate grants, struct bu
 
 bool vm_pinned(const struct vm_table *t, const struct vm *vm, uint64_t now)
 {
-	return vm->custody || vm->storing || vm->in_flight || vm->acks || vm->debt > 0 ||
+	return vm->custody || vm->storing || vm->in_flight || vm->acks || vm->debt > 0 || vm->kept > 0 ||
 	       vm->open > 0 || bucket_peek(&vm->grants, &t->grants, now) == 0 ||
 	       bucket_peek(&vm->reports, &t->reports, now) == 0;
 }
@@ -104,6 +104,7 @@ int vm_table_obtain(struct vm_table *t, struct vsr_vm_id id, uint64_t now, struc
 			return -ENOMEM;
 		list_init(&vm->by_use);
 		list_init(&vm->debtor);
+		list_init(&vm->keeper);
 		list_init(&vm->waiters);
 		list_init(&vm->turn);
 		vmmap_add(&t->map, &vm->node, id);
@@ -151,6 +152,11 @@ struct vm *vm_table_next(const struct vm_table *t, const struct vm *vm)
 	return vmmap_entry(vmmap_next(&t->map, vm ? &vm->node : NULL), struct vm, node);
 }
 
+bool vm_grants_limited(const struct vm_table *t)
+{
+	return t->grants.interval > 0;
+}
+
 bool vm_take_grant(const struct vm_table *t, struct vm *vm, uint64_t now)
 {
 	return bucket_take(&vm->grants, &t->grants, now);
@@ -189,6 +195,6 @@ void vm_export(const struct vm *vm, struct vsr_vm_state *ret)
 		.custody = vm->custody != NULL,
 		.last_accepted_ns = vm->last_accepted * NSEC_PER_USEC,
 		.last_ack_ns = vm->last_ack * NSEC_PER_USEC,
-		.debt = vm->debt,
+		.debt = vm->debt + vm->kept,
 	};
 }

@@ -30,6 +30,10 @@ struct vm {
 	uint64_t debt_epoch;  /* backlog epoch of the latest debt (admission_backlog_empty()) */
 	uint64_t debt_probe;  /* when to look whether the CID is gone */
 	struct list debtor;
+	uint64_t kept; /* bytes that the kernel keeps for closed connections of this guest... */
+	uint64_t kept_until; /* ... until then at most */
+	struct list keeper;
+	uint64_t busy_until; /* until when it has had its share of the event loop's time */
 	struct list waiters; /* struct admission_ticket, oldest first */
 	struct list turn;    /* place in the round robin, while a ticket waits */
 	uint16_t waiting;
@@ -90,6 +94,7 @@ uint64_t vm_table_refused(const struct vm_table *t);
 struct vm *vm_table_next(const struct vm_table *t, const struct vm *vm);
 
 /* The VM's buckets at the table's rates: see bucket.h. */
+bool vm_grants_limited(const struct vm_table *t);
 bool vm_take_grant(const struct vm_table *t, struct vm *vm, uint64_t now);
 uint64_t vm_next_grant(const struct vm_table *t, const struct vm *vm, uint64_t now);
 bool vm_take_report(const struct vm_table *t, struct vm *vm, uint64_t now);

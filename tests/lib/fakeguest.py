@@ -130,7 +130,7 @@ class FakeGuest:
     # ---- guests ----
 
     def guest(self, cid, **keys):
-        """rx=, tx= (ring sizes), answer="rst"|"nothing"."""
+        """rx=, tx= (ring sizes), answer="rst"|"nothing", clings=1: never lets go of a connection."""
         return self.command("guest", cid, **keys)
 
     def gone(self, cid):

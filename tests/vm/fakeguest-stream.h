@@ -8,6 +8,7 @@
 #define FAKEGUEST_STREAM_H
 
 #include <sys/random.h>
+#include <time.h>
 
 #include "fakeguest-vhost.h"
 
@@ -69,6 +70,8 @@ struct fg_conn {
 	uint8_t *rx;
 	size_t rx_start, rx_end, rx_size;
 	uint64_t received;
+	uint64_t opened,
+		granted; /* when the host answered, and gave credit: CLOCK_MONOTONIC usec */
 };
 
 enum fg_answer {
@@ -84,6 +87,7 @@ struct fg_guest {
 	struct fg_conn *raw;	/* where packets that belong to no connection are sent from */
 	uint32_t next_port;
 	enum fg_answer answer;
+	bool clings; /* never confirms a SHUTDOWN: the host's socket lives on for 8 s */
 
 	struct fg_pkt *pending; /* control packets that found the ring full; ring buffer */
 	unsigned pending_head, pending_tail;
@@ -398,7 +402,8 @@ static inline bool fg_rx_room(struct fg_conn *c, size_t n)
 /* Once both directions are shut and all is read, the connection ends with a reset, as on Linux. */
 static inline void fg_conn_finish(struct fg_conn *c)
 {
-	if (c->state != FG_OPEN || c->peer_shutdown != FG_SHUTDOWN_BOTH || fg_conn_readable(c) > 0)
+	if (c->state != FG_OPEN || c->peer_shutdown != FG_SHUTDOWN_BOTH ||
+	    fg_conn_readable(c) > 0 || c->guest->clings)
 		return;
 	fg_conn_control(c, VIRTIO_VSOCK_OP_RST, 0);
 	fg_conn_closed(c, "shutdown");
@@ -437,10 +442,22 @@ static inline void fg_conn_data(struct fg_conn *c, const struct fg_pkt *p, const
 	c->guest->rx_bytes += p->len;
 }
 
+static inline uint64_t fg_now_usec(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
+}
+
 static inline void fg_conn_packet(struct fg_conn *c, const struct fg_pkt *p, const uint8_t *data)
 {
 	c->peer_buf_alloc = p->buf_alloc;
 	c->peer_fwd_cnt = p->fwd_cnt;
+	if (p->op == VIRTIO_VSOCK_OP_RESPONSE && !c->opened)
+		c->opened = fg_now_usec();
+	if (p->buf_alloc > 0 && !c->granted)
+		c->granted = fg_now_usec();
 	switch (p->op) {
 	case VIRTIO_VSOCK_OP_RESPONSE:
 		if (c->state == FG_CONNECTING)

@@ -13,9 +13,10 @@
  * words: positional ones first, then key=value. CONN is the number that connect returned.
  *
  * Guests
- *   guest CID [rx=128] [tx=512] [answer=rst|nothing]
+ *   guest CID [rx=128] [tx=512] [answer=rst|nothing] [clings=1]
  *       Starts a guest. rx, tx: ring sizes, powers of two. answer: what it says to a packet for
- *       no connection, such as a connect() from the host.
+ *       no connection, such as a connect() from the host. clings: it never confirms that the host
+ *       has closed, so the kernel there keeps the socket for 8 s.
  *   gone CID                 closes the device at once, in mid-flight: the VM has vanished
  *   rxstop CID               stops reading: returns when vhost has not one receive buffer left
  *   rxstep CID N             gives it N buffers more (after rxstop) -> received
@@ -30,7 +31,8 @@
  *       credit that we give. async: returns while it is connecting.
  *   connectmany CID PORT N [...]  N at once -> conns, open, refused, connecting
  *   conn CONN                state, credit, counters -> state, reason, free, peer_buf_alloc,
- *                            peer_fwd_cnt, tx_cnt, sent, queued, readable, received, ...
+ *                            peer_fwd_cnt, tx_cnt, sent, queued, readable, received, ...;
+ *                            opened, granted: when it was answered and got credit (usec)
  *   wait CONN open|closed|shutdown|sent|credit|data
  *       open: answered; shutdown: the peer sends no more; sent: no job left and vhost has read it
  *       all; credit: the peer takes at least a byte. Error "timeout", or the reason of its end.
@@ -606,6 +608,7 @@ static int cmd_guest(struct program *p, const struct words *w)
 	if (r < 0)
 		return fail_errno(r);
 	g->answer = streq(how, "rst") ? FG_ANSWER_RST : FG_ANSWER_NOTHING;
+	g->clings = word_number(w, "clings", 0) != 0;
 	g->next = p->guests;
 	p->guests = g;
 	p->n_guests++;
@@ -892,11 +895,12 @@ static int cmd_conn(struct program *p, const struct words *w)
 		      ",\"src_port\":%u,\"free\":%u,\"peer_buf_alloc\":%u,\"peer_fwd_cnt\":%u"
 		      ",\"tx_cnt\":%u,\"sent\":%" PRIu64 ",\"queued\":%" PRIu64
 		      ",\"shutdown\":%u,\"peer_shutdown\":%u,\"readable\":%zu,\"received\":%" PRIu64
-		      ",\"buf_alloc\":%u,\"fwd_cnt\":%u",
+		      ",\"buf_alloc\":%u,\"fwd_cnt\":%u,\"opened\":%" PRIu64
+		      ",\"granted\":%" PRIu64,
 		      state_name(c), c->reason ?: "", c->guest->dev->cid, c->port,
 		      fg_conn_credit(c), c->peer_buf_alloc, c->peer_fwd_cnt, c->tx_cnt, c->sent,
 		      conn_queued(c), c->shutdown, c->peer_shutdown, fg_conn_readable(c),
-		      c->received, c->buf_alloc, c->fwd_cnt);
+		      c->received, c->buf_alloc, c->fwd_cnt, c->opened, c->granted);
 }
 
 static bool conn_closed(const void *arg)
@@ -1385,7 +1389,7 @@ static const struct command {
 	const char *keys;
 	int (*run)(struct program *p, const struct words *w);
 } commands[] = {
-	{ "guest", "rx tx answer=", cmd_guest },
+	{ "guest", "rx tx answer= clings", cmd_guest },
 	{ "gone", "", cmd_gone },
 	{ "rxstop", "", cmd_rxstop },
 	{ "rxstep", "", cmd_rxstep },

@@ -10,6 +10,7 @@ import sys
 
 sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib")]
 
+import budget
 import hostile
 import scenarios
 import vsockrules
@@ -92,6 +93,7 @@ def main():
     parser.add_argument("--expect", choices=("bpf", "user"), default="bpf")
     parser.add_argument("--worlds", default="rules,loopback,vhost,loopback-user,hostile")
     parser.add_argument("--rounds", type=int, default=hostile.ROUNDS, help="of hostile guests")
+    parser.add_argument("--seconds", type=int, default=60, help="that the budget is under attack")
     parser.add_argument("only", nargs="?")
     options = parser.parse_args()
     tap = Tap(options.only)
@@ -109,6 +111,10 @@ def main():
         scenarios.run_all(tap, Vhost(False, "off"))
     if "hostile" in worlds:
         hostile.run_all(tap, bpf, options.rounds)
+    if "hostile-user" in worlds and bpf:
+        hostile.run_user(tap)
+    if "budget" in worlds and bpf:
+        budget.run_all(tap, options.seconds)
     tap.end()
 
 

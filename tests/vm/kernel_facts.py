@@ -45,6 +45,7 @@ from vsock import (  # noqa: E402
 )
 
 CID, PORT = 42, 818
+CREDIT = 262144
 
 FACTS = []
 
@@ -71,6 +72,15 @@ def accept(s):
     a, _ = s.accept()
     a.settimeout(10)
     return a
+
+
+def granted(fg, s, credit=CREDIT):
+    """A connection with credit: its number, and our socket."""
+    conn = fg.connect(CID, PORT)
+    a = accept(s)
+    grant(a, credit)
+    fg.wait(conn, "credit")
+    return conn, a
 
 
 def error_of(sock):
@@ -374,6 +384,81 @@ def unread_cost(fg):
     check(big["state"] == "open" and big["MemAvailable_less"] > 16 << 20, str(big))
     check(figures["the_same_at_64k_credit"]["MemAvailable_less"] < 10 << 20, str(figures))
     return figures
+
+
+@fact("packets without payload are kept, up to credit / 576 of them, and charged to nobody", since=SKB)
+def unseen_packets(fg):
+    with listener(PORT, zero_credit=True) as s:
+        fg.guest(CID)
+        conn, a = granted(fg, s)
+        before = mem_available()
+        fg.rw(conn, len=0, desc=65536, count=CREDIT // 576 - 5)
+        taken = before - mem_available()
+        mem = meminfo(a)
+        open_before = fg.conn(conn)["state"]
+        fg.rw(conn, len=0, desc=65536, count=10, check=False)
+        check(wait_for(lambda: fg.conn(conn)["state"] == "closed"), "more than that are taken")
+        a.close()
+        check(open_before == "open" and taken > 24 << 20, f"{open_before}, {taken}")
+        check(mem["rmem"] == 0 and mem["backlog"] == 0, str(mem))
+        return {"packets": CREDIT // 576 - 5, "MemAvailable_less": taken, "rmem": mem["rmem"]}
+
+
+@fact("behind a close() that the guest does not confirm the socket goes on to take packets for 8 s", since=SKB)
+def kept_behind_the_close(fg):
+    figures = {}
+    with listener(PORT, zero_credit=True) as s:
+        fg.guest(CID, clings=1)
+        for size in (0, 1):
+            conn, a = granted(fg, s)
+            a.close()
+            before, start = mem_available(), time.monotonic()
+            fg.rw(conn, len=size, desc=65536, count=400)
+            taken = before - mem_available()
+            check(taken > 20 << 20, f"{taken} bytes are kept")
+            check(wait_for(lambda: fg.conn(conn)["state"] == "closed", 12), "kept for ever")
+            figures[f"{size}_bytes"] = {
+                "MemAvailable_less": taken,
+                "seconds": round(time.monotonic() - start, 1),
+            }
+    return figures
+
+
+@fact("credit taken back before the close(): the next packet resets the connection, nothing is kept", since=SKB)
+def credit_taken_back(fg):
+    figures = {}
+    with listener(PORT, zero_credit=True) as s:
+        fg.guest(CID, clings=1)
+        for size in (0, 1):
+            conn, a = granted(fg, s)
+            set_u64(a, BUFFER_SIZE, 0)
+            a.close()
+            before = mem_available()
+            fg.rw(conn, len=size, desc=65536, count=400, check=False)
+            taken = before - mem_available()
+            check(wait_for(lambda: fg.conn(conn)["state"] == "closed", 2), "it is open")
+            check(taken < 4 << 20, f"{taken} bytes are kept")
+            figures[f"{size}_bytes"] = {"MemAvailable_less": taken}
+    return figures
+
+
+@fact("little credit costs round trips: with 8 KiB as quick as with 256 within a factor of 5")
+def small_credit(fg):
+    seconds = {}
+    with listener(PORT, zero_credit=True) as s:
+        fg.guest(CID, rx=1024)
+        for credit in (CREDIT, 4096, 8192, 16384, 65536):
+            conn, a = granted(fg, s, credit)
+            start = time.monotonic()
+            fg.send(conn, pattern=1, len=4 << 20, async_=True)
+            left = 4 << 20
+            while left:
+                left -= len(a.recv(65536))
+            seconds[credit] = round(time.monotonic() - start, 2)
+            a.close()
+            fg.forget(conn)
+    check(seconds[8192] <= 5 * max(seconds[CREDIT], 0.05), str(seconds))
+    return {"seconds_for_4_MiB": seconds}
 
 
 # ---- (e) what a close leaves -----------------------------------------------------------------
