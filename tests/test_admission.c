@@ -646,6 +646,29 @@ static void test_waiter_short_of_its_class_share_bars_only_its_class(void **stat
 	world_close(&w);
 }
 
+static void test_vm_that_outgrew_its_reservation_bars_no_known_vm(void **state)
+{
+	struct world w;
+	struct vm *vm;
+	struct admission_ticket *t;
+
+	(void)state;
+	world_open(&w, admission_defaults, unlimited);
+	for (uint32_t i = 0; i < 11; i++) /* 187 of 192 MiB */
+		t = served(&w, known(&w, 100 + i, 16 * MIB));
+	vm = known(&w, 42, 1000);
+	vm->outgrew = true;
+	arrive(&w, vm); /* 17 MiB */
+	assert_null(next(&w));
+	w.now += 2 * SEC;
+	served(&w, known(&w, 10, 1000));
+	arrive(&w, unknown(&w, 11)); /* who has shown no more than it has still waits behind it */
+	assert_null(next(&w));
+	finish(&w, t, REASON_NONE, 16 * MIB);
+	assert_ptr_equal(next(&w)->vm, vm);
+	world_close(&w);
+}
+
 static void test_vm_that_may_not_have_one_itself_bars_nobody(void **state)
 {
 	struct world w;
@@ -1414,6 +1437,7 @@ int main(void)
 		cmocka_unit_test(
 			test_waiter_that_does_not_fit_is_passed_over_for_1_s_then_nobody_passes),
 		cmocka_unit_test(test_waiter_short_of_its_class_share_bars_only_its_class),
+		cmocka_unit_test(test_vm_that_outgrew_its_reservation_bars_no_known_vm),
 		cmocka_unit_test(test_vm_that_may_not_have_one_itself_bars_nobody),
 		cmocka_unit_test(test_place_and_reservation_are_back_before_the_answer),
 		cmocka_unit_test(test_vm_that_takes_the_loops_time_waits_while_others_are_there),

@@ -385,7 +385,8 @@ static bool may_have_one(const struct admission *a, const struct vm *vm, uint64_
  * One walk over the VMs whose last connection was an offence, or over the others. A waiter that
  * was passed over for 1 s bars from then on everybody behind it who needs what it is short of:
  * one that only its class's share keeps waiting does not bar those outside the class, or a
- * handful of hostile VMs could hold up all others.
+ * handful of hostile VMs could hold up all others. Nor does one that waits for the maximum because it
+ * has outgrown what it had: that is to hurt nobody else.
  */
 static struct admission_ticket *walk(struct admission *a, bool offender, uint64_t now,
 				     enum obstacle *barred)
@@ -411,6 +412,8 @@ static struct admission_ticket *walk(struct admission *a, bool offender, uint64_
 		}
 		if (t->unfit_since == USEC_INFINITY)
 			t->unfit_since = now;
+		if (vm->outgrew)
+			o = MIN(o, OBSTACLE_LIMITED);
 		if (now >= usec_add(t->unfit_since, ADMISSION_PASS_OVER_USEC))
 			*barred = MAX(*barred, o);
 	}

@@ -23,7 +23,7 @@ import time
 
 import report as rp
 from fakeguest import SHUTDOWN_SEND, FakeGuest, FakeGuestError
-from hostile import KIB, MIB, PORT, Guest, flush_free_lists, park, relay_sockets
+from hostile import KIB, MIB, PORT, Guest, on_free_lists, park, relay_sockets
 from relay import Relay, wait_for
 
 BUDGET = 64 * MIB
@@ -271,7 +271,7 @@ def kernel_memory():
     with open("/proc/meminfo", encoding="ascii") as f:
         m = {line.split(":")[0]: int(line.split()[1]) * KIB for line in f}
     total, *others = (m[name] for name in names)
-    return total - sum(others)
+    return total - sum(others) - on_free_lists()
 
 
 class Memory:
@@ -279,17 +279,10 @@ class Memory:
 
     def __init__(self, relay):
         self.relay = relay
-        self.base = min(self._settled() for _ in range(5))
+        self.base = kernel_memory()
         self.most = self.kernel = self.daemon = self.charged = 0
         self.samples = 0
         self.end = threading.Event()
-
-    @staticmethod
-    def _settled():
-        """Without what was freed and is on the processors' lists yet, which would look taken."""
-        flush_free_lists()
-        time.sleep(0.2)
-        return kernel_memory()
 
     def __enter__(self):
         self.threads = [threading.Thread(target=f) for f in (self._watch, self._watch_sockets)]
