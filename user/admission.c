@@ -412,8 +412,8 @@ static struct admission_ticket *walk(struct admission *a, bool offender, uint64_
 		}
 		if (t->unfit_since == USEC_INFINITY)
 			t->unfit_since = now;
-		if (vm->outgrew)
-			o = MIN(o, OBSTACLE_LIMITED);
+		if (vm->outgrew && o == OBSTACLE_ALL)
+			o = OBSTACLE_LIMITED;
 		if (now >= usec_add(t->unfit_since, ADMISSION_PASS_OVER_USEC))
 			*barred = MAX(*barred, o);
 	}
