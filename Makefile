@@ -236,7 +236,8 @@ check-guest: deps
 #: make check-matrix the daemon on each Debian kernel that it is made for
 check-matrix: deps
 	$(SUBMAKE) all tools
-	$(Q)tests/run --build $(B) vm-6.1 vm vm-hostile vm-user vm-unstable
+	$(Q)tests/run --build $(B) vm-6.1 vm vm-hostile vm-user vm-unstable \
+		vm-unstable-hostile
 
 #: make soak         SOAK seconds (1200) of mixed load over hybrid sockets
 SOAK ?= 1200

@@ -56,6 +56,7 @@ struct ingest {
 	struct vsr_pool own_pool; /* the shared reserve of user-space mode */
 	sd_event_source *tick, *events;
 	struct unseen *look; /* for packets that no verdict was shown; NULL: impossible here */
+	bool look_failed;    /* and was said */
 	struct list conns;
 	unsigned n_conns, n_waiting, n_answering;
 	struct conn **by_slot;
@@ -188,8 +189,15 @@ static void on_unseen(uint64_t cookie, uint32_t packets, void *userdata)
 
 static void look_for_unseen(struct ingest *i)
 {
-	if (i->look && i->stream.bpf)
-		(void)unseen_look(i->look, on_unseen, i);
+	int r;
+
+	if (!i->look || !i->stream.bpf)
+		return;
+	r = unseen_look(i->look, on_unseen, i);
+	if (r < 0 && !i->look_failed)
+		log_error_errno(r, "cannot look for packets that no verdict was shown: only credit "
+				   "bounds them");
+	i->look_failed = r < 0;
 }
 
 static void end_credit(struct conn *c)

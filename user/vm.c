@@ -60,8 +60,8 @@ void vm_table_set_rates(struct vm_table *t, struct bucket_rate grants, struct bu
 
 bool vm_pinned(const struct vm_table *t, const struct vm *vm, uint64_t now)
 {
-	return vm->custody || vm->storing || vm->in_flight || vm->acks || vm->debt > 0 || vm->kept > 0 ||
-	       vm->open > 0 || bucket_peek(&vm->grants, &t->grants, now) == 0 ||
+	return vm->custody || vm->storing || vm->in_flight || vm->acks || vm->debt > 0 ||
+	       vm->kept > 0 || vm->open > 0 || bucket_peek(&vm->grants, &t->grants, now) == 0 ||
 	       bucket_peek(&vm->reports, &t->reports, now) == 0;
 }
 

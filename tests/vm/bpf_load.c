@@ -9,6 +9,7 @@
 #include <sys/utsname.h>
 
 #include "ingest.skel.h"
+#include "unseen.skel.h"
 #include "util.h"
 
 #define BUDGET 100000
@@ -26,15 +27,17 @@ static int verified(struct bpf_program *prog)
 int main(void)
 {
 	struct ingest_bpf *skel;
+	struct unseen_bpf *unseen;
 	struct utsname u;
 	int n, r;
 
 	uname(&u);
-	printf("1..2\n# kernel %s\n", u.release);
+	printf("1..3\n# kernel %s\n", u.release);
 	skel = ingest_bpf__open();
 	r = skel ? ingest_bpf__load(skel) : -errno;
 	if (r < 0) {
-		printf("not ok 1 - verdict program loads: %s\nnot ok 2 - verifier budget\n",
+		printf("not ok 1 - verdict program loads: %s\nnot ok 2 - verifier budget\n"
+		       "not ok 3 - iterator\n",
 		       strerror(-r));
 		return 1;
 	}
@@ -44,5 +47,9 @@ int main(void)
 	ingest_bpf__destroy(skel);
 	printf("%sok 2 - verifier budget: vsr_ingest takes %d of %d instructions\n",
 	       n > 0 && n <= BUDGET ? "" : "not ", n, BUDGET);
-	return n > 0 && n <= BUDGET ? 0 : 1;
+
+	unseen = unseen_bpf__open_and_load();
+	printf("%sok 3 - iterator over the sockets loads\n", unseen ? "" : "not ");
+	unseen_bpf__destroy(unseen);
+	return n > 0 && n <= BUDGET && unseen ? 0 : 1;
 }
