@@ -25,8 +25,8 @@ endif
 .DELETE_ON_ERROR:
 
 WARN := -Wall -Wextra -Wshadow -Wvla -Werror
-DEPS := libbpf libsystemd libprotobuf-c yaml-0.1 libxxhash libmicrohttpd libcap libnghttp2 libzstd \
-	openssl libcares jansson
+DEPS := libbpf libsystemd libprotobuf-c yaml-0.1 libxxhash libmicrohttpd libcap libseccomp libnghttp2 \
+	libzstd openssl libcares jansson
 CPPFLAGS := -D_GNU_SOURCE -DVSR_VERSION='"$(VERSION)"' -Iinclude -Iuser -I$(B)/gen
 BASE_CFLAGS := -std=gnu17 -g -O2 $(WARN) -fno-omit-frame-pointer
 HARDEN_CFLAGS := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection -fPIE \
@@ -72,6 +72,7 @@ CTL_OBJS := $(CTL_SRCS:%.c=$(B)/obj/%.o)
 UNIT_SRCS := $(wildcard tests/test_*.c tests/agent/test_*.c tests/ctl/test_*.c)
 UNIT_BINS := $(UNIT_SRCS:tests/%.c=$(B)/tests/%)
 TOOL_SRCS := $(wildcard tests/vm/*.c) $(wildcard tests/bench/*.c)
+MODEL := $(B)/tests/model/explore
 TOOL_BINS := $(TOOL_SRCS:tests/%.c=$(B)/tests/%)
 FUZZ_SRCS := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(B)/fuzz/%)
@@ -80,15 +81,7 @@ PROGRAMS := $(if $(wildcard $(MAIN_SRCS)),$(B)/vsock-relayd) \
 	    $(if $(wildcard $(AGENT_MAIN)),$(B)/vsock-agent) \
 	    $(if $(wildcard $(CTL_MAIN)),$(B)/vsock-relayctl)
 
-# Man pages; scripts/man takes from programs and docs/settings.md what these say already.
-MAN := $(B)/man/.made
-
-all: $(PROGRAMS) $(MAN)
-
-$(MAN): scripts/man docs/settings.md $(wildcard docs/man/*.rst) $(PROGRAMS)
-	$(call msg,MAN,docs/man)
-	$(Q)scripts/man $(B)
-	@touch $@
+all: $(PROGRAMS)
 
 # ---- generated ---------------------------------------------------------------------------------
 $(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h: include/%.proto
@@ -165,6 +158,11 @@ $(B)/tests/vm/%: $(B)/obj/tests/vm/%.o $(LIB)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
 $(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(LIB)
+	$(call msg,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
+$(MODEL): $(B)/obj/tests/model/explore.o $(B)/obj/tests/model/model.o $(LIB)
 	$(call msg,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
@@ -269,17 +267,11 @@ coverage: deps
 format:
 	$(Q)scripts/check-format --fix
 
-#: make install      programs, man pages, completion to DESTDIR/PREFIX (/usr/local)
+#: make install      programs to DESTDIR/PREFIX (/usr/local)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(B)/vsock-relayd $(B)/vsock-relayctl $(DESTDIR)$(PREFIX)/sbin/
 	install -m 755 $(B)/vsock-agent $(DESTDIR)$(PREFIX)/bin/
-	install -D -m 644 scripts/deploy/vsock-relayctl.bash-completion \
-		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vsock-relayctl
-	for page in $(B)/man/*.[1-8]; do \
-		install -D -m 644 $$page \
-			$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/} || exit; \
-	done
 
 #: make deb          the Debian packages vsock-relay and vsock-agent into build/
 deb:
@@ -298,7 +290,7 @@ clean:
 SUITES := $(shell awk '!/^\#/ && NF { print $$1 }' tests/suites.conf)
 san-build:
 	$(SUBMAKE) B=$(B)/san SAN=1 all unit-bins
-check-build: all unit-bins tools fuzz-bins san-build $(B)/vsock-agent-static
+check-build: all unit-bins tools $(MODEL) fuzz-bins san-build $(B)/vsock-agent-static
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
 .PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \

@@ -72,7 +72,7 @@ static void become_nobody(void)
 
 	needs_root();
 	STEP(1, privilege_resolve("65534", "65534", &id) == 0);
-	STEP(2, privilege_drop(&id) == 0);
+	STEP(2, privilege_drop(&id, false) == 0);
 	STEP(3, status_is("Uid", "65534\t65534\t65534\t65534"));
 	STEP(4, status_is("Gid", "65534\t65534\t65534\t65534"));
 	STEP(5, status_is("CapInh", "0000000000000000"));
@@ -110,8 +110,8 @@ static void drop_twice(void)
 
 	become_nobody();
 	STEP(20, privilege_resolve("65534", "65534", &id) == 0);
-	STEP(21, privilege_drop(&id) == 0);
-	STEP(22, privilege_drop(NULL) == 0);
+	STEP(21, privilege_drop(&id, false) == 0);
+	STEP(22, privilege_drop(NULL, false) == 0);
 }
 
 static void test_the_drop_may_be_repeated(void **state)
@@ -123,7 +123,7 @@ static void test_the_drop_may_be_repeated(void **state)
 static void drop_root_but_stay(void)
 {
 	needs_root();
-	STEP(1, privilege_drop(NULL) == 0);
+	STEP(1, privilege_drop(NULL, false) == 0);
 	STEP(2, geteuid() == 0);
 	STEP(3, status_is("CapEff", "0000000000000000"));
 	STEP(4, status_is("CapBnd", "0000000000000000"));
@@ -143,12 +143,12 @@ static void drop_without_privilege(void)
 	if (geteuid() == 0)
 		STEP(1, setgroups(0, NULL) == 0 && setresgid(65534, 65534, 65534) == 0 &&
 				setresuid(65534, 65534, 65534) == 0);
-	STEP(2, privilege_drop(NULL) == 0);
+	STEP(2, privilege_drop(NULL, false) == 0);
 	STEP(3, status_is("NoNewPrivs", "1"));
 	id = (struct privilege_identity){ .uid = geteuid(), .gid = getegid() };
-	STEP(4, privilege_drop(&id) == 0);
+	STEP(4, privilege_drop(&id, false) == 0);
 	id.uid = geteuid() + 1;
-	STEP(5, privilege_drop(&id) == -EPERM);
+	STEP(5, privilege_drop(&id, false) == -EPERM);
 }
 
 static void test_without_privilege_it_is_harmless_and_another_user_is_refused(void **state)
@@ -161,7 +161,7 @@ static void limit_cores(void)
 {
 	struct rlimit core;
 
-	STEP(1, privilege_drop(NULL) == 0);
+	STEP(1, privilege_drop(NULL, false) == 0);
 	STEP(2, getrlimit(RLIMIT_CORE, &core) == 0);
 	STEP(3, core.rlim_cur == 0 && core.rlim_max == 0);
 }
@@ -184,7 +184,7 @@ static void replace_groups(void)
 	STEP(3, id.n_groups == 0);
 	STEP(4, privilege_add_group(&id, "777") == 0);
 	STEP(5, privilege_add_group(&id, "777") == 0);
-	STEP(6, privilege_drop(&id) == 0);
+	STEP(6, privilege_drop(&id, false) == 0);
 	STEP(7, getgroups(8, groups) == 1 && groups[0] == 777);
 	STEP(8, getegid() == 4243);
 }
@@ -208,7 +208,7 @@ static void drop_with_threads(void)
 
 	pthread_mutex_lock(&mutex);
 	STEP(1, pthread_create(&thread, NULL, wait_on, &mutex) == 0);
-	STEP(2, privilege_drop(NULL) == -EBUSY);
+	STEP(2, privilege_drop(NULL, false) == -EBUSY);
 	STEP(3, status_is("NoNewPrivs", "0"));
 	pthread_mutex_unlock(&mutex);
 	pthread_join(thread, NULL);

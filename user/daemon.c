@@ -21,6 +21,7 @@
 #include "privilege.h"
 #include "probe.h"
 #include "relay.h"
+#include "sandbox.h"
 #include "spool.h"
 #include "upstream_file.h"
 #include "upstream_grpc.h"
@@ -306,6 +307,14 @@ static void notify_status(const struct daemon *d)
 		   d->hybrid ? hybrid_count(d->hybrid) : 0, d->upstream->ops->name);
 }
 
+static void refresh_sandbox(void)
+{
+	struct sandbox_state s = sandbox_state();
+
+	metric_set_label(METRIC_SANDBOX, METRIC_SECCOMP, s.seccomp);
+	metric_set_label(METRIC_SANDBOX, METRIC_LANDLOCK, s.landlock);
+}
+
 static void refresh_bpf(const struct daemon *d)
 {
 	bool bpf = ingest_bpf_active(d->ingest);
@@ -376,6 +385,7 @@ static void refresh_metrics(void *userdata)
 	metric_set_label(METRIC_CACHE_LOOKUPS, METRIC_MISS, (double)r.cache.misses);
 	metric_set(METRIC_VMS, (double)vm_table_count(d->vms));
 	refresh_bpf(d);
+	refresh_sandbox();
 	metrics_read_process();
 }
 
@@ -890,25 +900,35 @@ static int find_identity(struct daemon *d)
 		     : 0;
 }
 
-/* What is needed later must be there for the service user now, and not fail in a week. */
-static int check_access(const struct daemon *d)
+/* Files that are read again later; "" where there is none. NULL-terminated. */
+struct later_files {
+	const char *path[7];
+};
+
+static struct later_files later_files(const struct settings *s)
 {
-	const struct settings *s = d->settings;
-	bool grpc = s->upstream.kind == SETTINGS_UPSTREAM_GRPC;
-	bool tls = grpc && !s->upstream.grpc.plaintext;
-	const char *const paths[] = {
+	bool tls = s->upstream.kind == SETTINGS_UPSTREAM_GRPC && !s->upstream.grpc.plaintext;
+
+	return (struct later_files){ {
 		s->file,
 		tls ? s->upstream.grpc.ca : "",
 		tls ? s->upstream.grpc.certificate : "",
 		tls ? s->upstream.grpc.key : "",
 		s->metrics.certificate,
 		s->metrics.key,
-		NULL,
-	};
+	} };
+}
+
+/* What is needed later must be there for the service user now, and not fail in a week. */
+static int check_access(const struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	bool grpc = s->upstream.kind == SETTINGS_UPSTREAM_GRPC;
+	struct later_files files = later_files(s);
 	const char *path;
 	int r;
 
-	r = privilege_check_readable(paths, &path);
+	r = privilege_check_readable(files.path, &path);
 	if (r < 0)
 		return log_error_errno(r, "%s cannot be read by the user of the service", path);
 	/* A disk that is read-only or full just now does not keep us from starting. */
@@ -921,14 +941,120 @@ static int check_access(const struct daemon *d)
 	return 0;
 }
 
-static int drop_privileges(struct daemon *d)
+/* ---- the sandbox: all that is opened from now on ---- */
+
+/* A file that is not there now is not looked for later. */
+static int allow_if_there(struct sandbox *s, const char *path, enum sandbox_access access)
 {
+	int r = *path ? sandbox_allow_parent(s, path, access) : 0;
+
+	return r == -ENOENT ? 0 : r;
+}
+
+/* c-ares reads resolv.conf, hosts and others for each question, and they are replaced by renaming.
+ * It asks by TCP too. */
+static int allow_resolver(struct sandbox *s)
+{
+	int r = allow_if_there(s, "/etc/resolv.conf", SANDBOX_READ);
+
+	if (r == 0)
+		r = allow_if_there(s, "/etc/hosts", SANDBOX_READ);
+	return r < 0 ? r : sandbox_allow_connect(s, 53);
+}
+
+static int allow_grpc(const struct settings *settings, struct sandbox *s)
+{
+	uint16_t port = grpc_conn_port(settings->upstream.grpc.address);
 	int r;
 
-	r = privilege_drop(d->has_identity ? &d->identity : NULL);
+	if (port == 0)
+		return 0;
+	r = sandbox_allow_connect(s, port);
+	return r < 0 ? r : allow_resolver(s);
+}
+
+/* If the state directory vanishes it is made again: possible where the one above it is the service
+ * user's own, which is then allowed instead. */
+static int allow_state(const struct daemon *d, struct sandbox *s)
+{
+	const char *dir = d->settings->state_directory;
+	_cleanup_free_ char *above = NULL;
+	uid_t uid = d->has_identity ? d->identity.uid : geteuid();
+	struct stat st;
+
+	if (asprintf(&above, "%s/..", dir) < 0) {
+		above = NULL;
+		return -ENOMEM;
+	}
+	if (stat(above, &st) == 0 && st.st_uid == uid && uid != 0)
+		dir = above;
+	return sandbox_allow(s, dir, SANDBOX_WRITE);
+}
+
+static int allow(const struct daemon *d, struct sandbox *s)
+{
+	const struct settings *settings = d->settings;
+	struct later_files files = later_files(settings);
+	int r = 0;
+
+	/* a reload, also by a file that is not there yet */
+	if (!*settings->file)
+		r = allow_if_there(s, SETTINGS_DEFAULT_FILE, SANDBOX_READ);
+	for (size_t i = 0; r == 0 && files.path[i]; i++)
+		r = allow_if_there(s, files.path[i], SANDBOX_READ);
+	if (r < 0)
+		return r;
+	/* reports */
+	r = settings->upstream.kind == SETTINGS_UPSTREAM_GRPC
+		    ? allow_grpc(settings, s)
+		    : sandbox_allow(s, settings->upstream.file_directory, SANDBOX_WRITE);
+	if (r == 0 && d->spool)
+		r = allow_state(d, s);
+	if (r == 0 && d->hybrid)
+		r = hybrid_allow(d->hybrid, s);
+	/* the end: what the start made is removed */
+	if (r == 0)
+		r = allow_if_there(s, settings->admin_socket, SANDBOX_REMOVE);
+	if (r == 0 && d->bpf)
+		r = sandbox_allow(s, settings->pin_directory, SANDBOX_REMOVE);
+	return r;
+}
+
+static int enter_sandbox(const struct daemon *d, struct sandbox *s)
+{
+	bool required = d->settings->sandbox == SETTINGS_SANDBOX_REQUIRED;
+	const char *why = "";
+	int r;
+
+	if (!s)
+		return 0;
+	r = sandbox_enter(s, required, &why);
+	if (r < 0)
+		return log_error_errno(r, "sandbox%s%s", *why ? ": required, but " : "", why);
+	if (*why)
+		log_warning("sandbox: %s", why);
+	return 0;
+}
+
+static int drop_privileges(struct daemon *d)
+{
+	_cleanup_(sandbox_freep)
+	struct sandbox *s = NULL;
+	int r = 0;
+
+	/* The service user need not be able to reach all of it. */
+	if (d->settings->sandbox != SETTINGS_SANDBOX_OFF) {
+		r = sandbox_new(&s);
+		if (r == 0)
+			r = allow(d, s);
+		if (r < 0)
+			return log_error_errno(r, "sandbox");
+	}
+	r = privilege_drop(d->has_identity ? &d->identity : NULL, d->settings->core_dumps);
 	if (r < 0)
 		return log_error_errno(r, "cannot drop privileges");
-	return check_access(d);
+	r = enter_sandbox(d, s);
+	return r < 0 ? r : check_access(d);
 }
 
 static int start_admin(struct daemon *d)

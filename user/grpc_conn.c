@@ -108,12 +108,12 @@ static int split_address(const char *address, char **ret_host, uint16_t *ret_por
 	} else if (memchr(begin, ':', (size_t)(end - begin))) {
 		return -EINVAL; /* an IPv6 address without brackets */
 	}
-	if (!ret_host)
-		return 0;
-	host = strndup(begin, (size_t)(end - begin));
-	if (!host)
-		return -ENOMEM;
-	*ret_host = host;
+	if (ret_host) {
+		host = strndup(begin, (size_t)(end - begin));
+		if (!host)
+			return -ENOMEM;
+		*ret_host = host;
+	}
 	*ret_port = (uint16_t)port;
 	return 0;
 }
@@ -127,13 +127,23 @@ bool grpc_conn_valid_address(const char *address)
 {
 	const char *path = unix_path(address);
 	struct sockaddr_un sun;
+	uint16_t port;
 
 	if (path)
 		return *path == '/' && strlen(path) < sizeof(sun.sun_path);
 	for (const char *p = address; *p; p++)
 		if (*p <= ' ' || *p > '~')
 			return false;
-	return strlen(address) < 300 && split_address(address, NULL, NULL) == 0;
+	return strlen(address) < 300 && split_address(address, NULL, &port) == 0;
+}
+
+uint16_t grpc_conn_port(const char *address)
+{
+	uint16_t port = 0;
+
+	if (!unix_path(address))
+		(void)split_address(address, NULL, &port);
+	return port;
 }
 
 /* ---- the log ------------------------------------------------------------------------------------------ */

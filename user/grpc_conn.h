@@ -35,6 +35,8 @@ typedef void (*grpc_conn_changed_t)(bool ready, void *userdata);
 
 /* Whether address is of a form that can be connected to. */
 bool grpc_conn_valid_address(const char *address);
+/* Its TCP port; 0: none (unix:/path), or not of such a form. */
+uint16_t grpc_conn_port(const char *address);
 
 /* Reads the TLS files and begins to connect. Returns 0; -EINVAL: the address; what
  * tls_context_new() and sd-event return. The latter two's reasons are logged. */

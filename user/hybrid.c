@@ -606,6 +606,25 @@ struct hybrid *hybrid_free(struct hybrid *h)
 	return NULL;
 }
 
+int hybrid_allow(const struct hybrid *h, struct sandbox *sandbox)
+{
+	int r = 0;
+
+	list_for_each(n, &h->sockets) {
+		const struct hybrid_socket *s = list_entry(n, struct hybrid_socket, list);
+
+		if (r == 0)
+			r = sandbox_allow_fd(sandbox, s->dir_fd, SANDBOX_LISTEN);
+	}
+	list_for_each(n, &h->watches) {
+		const struct hybrid_watch *w = list_entry(n, struct hybrid_watch, list);
+
+		if (r == 0)
+			r = sandbox_allow_fd(sandbox, w->dir_fd, SANDBOX_LISTEN);
+	}
+	return r;
+}
+
 unsigned hybrid_count(const struct hybrid *h)
 {
 	return h->n_sockets;

@@ -12,6 +12,7 @@
 #define VSR_HYBRID_H
 
 #include "listener.h"
+#include "sandbox.h"
 
 struct hybrid;
 
@@ -25,6 +26,9 @@ int hybrid_new(sd_event *event, struct ingest *ingest, const struct settings *s,
 /* Stops listening and removes the sockets that are still ours. */
 struct hybrid *hybrid_free(struct hybrid *h);
 DEFINE_CLEANUP(struct hybrid, hybrid_free);
+
+/* Allows what is done in the directories from now on. Returns 0, -errno. */
+int hybrid_allow(const struct hybrid *h, struct sandbox *sandbox);
 
 /* Sockets that are listened on now. */
 unsigned hybrid_count(const struct hybrid *h);

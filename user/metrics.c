@@ -20,6 +20,7 @@ static const char *const values_ACTION[] = { "ACK", "NACK" };
 static const char *const values_RATE[] = { "normal", "stale_ack" };
 static const char *const values_PLACE[] = { "kernel", "daemon" };
 static const char *const values_BPF_MODE[] = { "kernel", "user" };
+static const char *const values_SANDBOX[] = { "seccomp", "landlock" };
 static const char *const values_LISTENER[] = { "vsock", "hybrid" };
 static const char *const values_SEM[] = { "concurrency_limit", "context_canceled", "unknown" };
 static const char *const values_OUTCOME[] = { "accepted", "duplicate", "suppressed", "refused" };

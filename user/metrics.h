@@ -27,6 +27,7 @@ enum metric_rate { METRIC_RATE_NORMAL, METRIC_RATE_STALE_ACK }; /* reason="norma
 enum metric_place { METRIC_KERNEL, METRIC_DAEMON };		/* place="kernel|daemon" */
 enum metric_bpf_mode { METRIC_BPF_KERNEL, METRIC_BPF_USER };	/* mode="kernel|user" */
 enum metric_listener { METRIC_VSOCK, METRIC_HYBRID };		/* kind="vsock|hybrid" */
+enum metric_sandbox { METRIC_SECCOMP, METRIC_LANDLOCK };	/* part="seccomp|landlock" */
 
 /* Why no place was had, as the reference says it. */
 enum metric_sem {
@@ -228,6 +229,8 @@ enum metric_class { METRIC_CLASS_LIMITED, METRIC_CLASS_OFFENDER };
 	X(LOG_HELD_BACK, COUNTER, "log_held_back_total", NULL, NONE,                               \
 	  "Refusals that were not logged, since the VM had been logged for that just before.")     \
 	/* process: the conventional names, without our prefix */                                  \
+	X(SANDBOX, GAUGE, "sandbox", "part", SANDBOX,                                              \
+	  "What is in force: 1 for a seccomp filter, the version of Landlock's ABI; 0: not.")      \
 	X(BUILD_INFO, GAUGE, "build_info", "version", VERSION, "1 for the running version.")       \
 	X(PROCESS_CPU, GAUGE_COUNTER, "=process_cpu_seconds_total", NULL, NONE,                    \
 	  "User and system CPU time spent.")                                                       \

@@ -272,9 +272,15 @@ static int become(const struct privilege_identity *id)
 	return 0;
 }
 
-static int verify(const struct privilege_identity *id, bool bounding_set)
+static bool has_no_core_dumps(void)
 {
 	struct rlimit core;
+
+	return getrlimit(RLIMIT_CORE, &core) == 0 && core.rlim_cur == 0 && core.rlim_max == 0;
+}
+
+static int verify(const struct privilege_identity *id, bool bounding_set, bool core_dumps)
+{
 
 	if (id && !is_identity(id))
 		return -ENOTRECOVERABLE;
@@ -286,12 +292,10 @@ static int verify(const struct privilege_identity *id, bool bounding_set)
 		return -ENOTRECOVERABLE;
 	if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1)
 		return -ENOTRECOVERABLE;
-	if (getrlimit(RLIMIT_CORE, &core) < 0 || core.rlim_cur != 0 || core.rlim_max != 0)
-		return -ENOTRECOVERABLE;
-	return 0;
+	return core_dumps || has_no_core_dumps() ? 0 : -ENOTRECOVERABLE;
 }
 
-int privilege_drop(const struct privilege_identity *id)
+int privilege_drop(const struct privilege_identity *id, bool core_dumps)
 {
 	static const struct rlimit no_core = { 0, 0 };
 	bool bounding_set = has_capability(CAP_SETPCAP);
@@ -299,7 +303,7 @@ int privilege_drop(const struct privilege_identity *id)
 
 	if (has_threads())
 		return -EBUSY;
-	if (setrlimit(RLIMIT_CORE, &no_core) < 0)
+	if (!core_dumps && setrlimit(RLIMIT_CORE, &no_core) < 0)
 		return -errno;
 	if (bounding_set) {
 		r = clear_bounding_set();
@@ -316,7 +320,10 @@ int privilege_drop(const struct privilege_identity *id)
 		return r;
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return -errno;
-	return verify(id, bounding_set);
+	/* The change of the user took the dumps away, whatever the limit says (core(5)). */
+	if (core_dumps && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
+		return -errno;
+	return verify(id, bounding_set, core_dumps);
 }
 
 int privilege_check_readable(const char *const *paths, const char **ret_path)

@@ -34,8 +34,8 @@ int privilege_add_group(struct privilege_identity *id, const char *group);
 
 /*
  * Becomes id (NULL: stays who we are), and whoever that is, gives up every capability in every
- * set, the way to new ones (no_new_privs) and core dumps, which would hold reports. Then reads
- * all of it back. May be called again. Without the privilege to do so the bounding set stays as
+ * set, the way to new ones (no_new_privs) and, unless core_dumps, core dumps, which would hold
+ * reports. Then reads all of it back. May be called again. Without the privilege to do so the bounding set stays as
  * it is, which no_new_privs makes meaningless, and id must be who we are.
  *
  * Capabilities belong to threads: to be called before the first one is started.
@@ -44,7 +44,7 @@ int privilege_add_group(struct privilege_identity *id, const char *group);
  * -ENOTRECOVERABLE: what was read back is not what was asked for; -ENOMEM. After an error the
  * process may be half-way and must end.
  */
-int privilege_drop(const struct privilege_identity *id);
+int privilege_drop(const struct privilege_identity *id, bool core_dumps);
 
 /*
  * Opens every path of a NULL-terminated list for reading (a directory: for listing) and closes

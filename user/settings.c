@@ -33,6 +33,13 @@ static const struct settings_choice bpf_choices[] = {
 	{},
 };
 
+static const struct settings_choice sandbox_choices[] = {
+	{ "auto", SETTINGS_SANDBOX_AUTO },
+	{ "required", SETTINGS_SANDBOX_REQUIRED },
+	{ "off", SETTINGS_SANDBOX_OFF },
+	{},
+};
+
 static const struct settings_choice dedup_choices[] = {
 	{ "digest", SETTINGS_DEDUP_DIGEST },
 	{ "bytes", SETTINGS_DEDUP_BYTES },
@@ -395,6 +402,13 @@ static const struct settings_row rows[] = {
 		  "set up. Empty: it stays who started it." },
 	{ ACCOUNT("group", group), RESTART,
 	  .help = "Group of the service user. Empty: the user's own." },
+	{ CHOICE("sandbox", sandbox, enum settings_sandbox, "auto", sandbox_choices), RESTART,
+	  .help = "After the start, only the system calls (seccomp) and the directories and TCP "
+		  "ports (Landlock) that the relay needs. auto: as far as the kernel can, with a "
+		  "warning otherwise; required: refuse to start without; off: for debuggers." },
+	{ BOOL("core_dumps", core_dumps, "false"), RESTART,
+	  .help = "Whether a crash may leave a core dump, which would hold reports. The limit of "
+		  "its size is whoever's who starts the daemon." },
 	{ DURATION("shutdown_grace", shutdown_grace_usec, "10s", 0, HOUR), RELOAD,
 	  .help = "After SIGTERM, time for reports that are being received." },
 	{ CHOICE("log.level", log_level, int, "info", log_choices), RELOAD,

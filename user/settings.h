@@ -31,6 +31,12 @@ enum settings_bpf {
 	SETTINGS_BPF_OFF,
 };
 
+enum settings_sandbox {
+	SETTINGS_SANDBOX_AUTO,	   /* what the kernel has, said if it is not all */
+	SETTINGS_SANDBOX_REQUIRED, /* refuse to start without */
+	SETTINGS_SANDBOX_OFF,
+};
+
 enum settings_dedup {
 	SETTINGS_DEDUP_DIGEST, /* a report may be called a duplicate by its digest alone */
 	SETTINGS_DEDUP_BYTES,  /* only by comparing every byte */
@@ -205,6 +211,8 @@ struct settings {
 	char *admin_socket; /* "" is none */
 	char *user;	    /* name or number; "" stays who started it */
 	char *group;	    /* "" is the user's own */
+	enum settings_sandbox sandbox;
+	bool core_dumps;
 	uint64_t shutdown_grace_usec;
 	char *vm_names; /* file of names for people; "" is none */
 	int log_level;	/* LOG_ERR to LOG_DEBUG of syslog.h */

@@ -224,15 +224,41 @@ def drops_privileges():
         with open(f"/proc/{r.process.pid}/status", encoding="ascii") as f:
             status = f.read()
         assert re.search(rf"^Uid:(\s{nobody.pw_uid}){{4}}$", status, re.M), status
-        assert re.search(r"^CapBnd:\s0+$", status, re.M), status
-        assert re.search(r"^NoNewPrivs:\s1$", status, re.M), status
+        for line in ("CapInh:\t0+", "CapPrm:\t0+", "CapEff:\t0+", "CapBnd:\t0+", "CapAmb:\t0+",
+                     "NoNewPrivs:\t1", "Seccomp:\t2"):
+            assert re.search(f"^{line}$", status, re.M), status
         assert send(r, 1) == rp.ACCEPTED
         r.wait_stored(CID, rp.report(CID, 3000, seed=1))
+        m = r.check()  # the disk worker too
+        assert m["sandbox", "seccomp"] == 1 and m["sandbox", "landlock"] >= 1
+        with open(f"/proc/{r.process.pid}/limits", encoding="ascii") as f:
+            assert re.search(r"^Max core file size +0 +0 ", f.read(), re.M)
         assert os.stat(r.stored_dir).st_uid == nobody.pw_uid
         r.config["log"] = {"level": "debug"}
         r.write_config()
         assert "reloaded" in r.reload()
         assert r.stop() == 0
+
+
+def sandbox_settings():
+    """sandbox: off and core_dumps: true do as they say; required starts where all is there."""
+    if WRAP:
+        raise Skip("the wrapper makes system calls of its own")
+    with relay({"sandbox": "required"}) as r:
+        assert send(r, 1) == rp.ACCEPTED
+        r.check()
+        assert r.stop() == 0
+    with relay({"sandbox": "off", "core_dumps": True}) as r:
+        assert send(r, 1) == rp.ACCEPTED
+        m = r.metrics()
+        assert m["sandbox", "seccomp"] == 0 and m["sandbox", "landlock"] == 0
+        with open(f"/proc/{r.process.pid}/status", encoding="ascii") as f:
+            status = f.read()
+        assert "\nSeccomp:\t0\n" in status and "\nNoNewPrivs:\t1\n" in status, status
+        limit = re.compile(r"^Max core file size.*$", re.M)
+        with open(f"/proc/{r.process.pid}/limits", encoding="ascii") as f, \
+                open("/proc/self/limits", encoding="ascii") as ours:
+            assert limit.search(f.read())[0] == limit.search(ours.read())[0]
 
 
 def needs_access():
@@ -245,6 +271,7 @@ def needs_access():
         assert status == 1 and r.config_path in log, (status, log)
     with relay(start=False) as r:
         service_user(r)
+        os.chown(r.stored_dir, 0, 0)
         os.chmod(r.stored_dir, 0o700)
         status, log = refused_start(r)
         assert status == 1 and r.stored_dir in log, (status, log)
@@ -266,6 +293,7 @@ def pattern():
         r.start()
         for cid in (1000, 1001):
             os.makedirs(os.path.join(vms, str(cid), "root"))
+            r.give(os.path.join(vms, str(cid), "root"))
             address = os.path.join(vms, str(cid), "root", "v.sock_818")
             wait_for(lambda: os.path.exists(address), 20, address)
             payload = rp.report(cid, 3000)
@@ -285,14 +313,13 @@ def group_of_later_vms():
     as_root()
     if WRAP:
         raise Skip("the wrapper needs its privileges")
-    for user in ({}, {"user": "nobody", "group": "nogroup"}):
+    for user in ({"user": "", "group": ""}, {"user": "nobody", "group": "nogroup"}):
         with relay(start=False) as r:
             vms = os.path.join(r.dir, "vms")
             os.mkdir(vms)
             os.chmod(r.dir, 0o755)
             for directory in (vms, r.stored_dir):
-                if user:
-                    os.chown(directory, pwd.getpwnam("nobody").pw_uid, -1)
+                os.chown(directory, pwd.getpwnam(user["user"] or "root").pw_uid, -1)
             r.config.update(user)
             r.config["hybrid"] = {"group": "daemon", "allowed_uids": "any",
                                   "sockets": [{"pattern": os.path.join(vms, "{cid}.sock")}]}
@@ -471,6 +498,7 @@ def disk_hung():
             raise Skip("no mkfs.ext4")
         with mounted(r, "-o", "loop", image):
             os.rmdir(os.path.join(r.stored_dir, "lost+found"))
+            r.give(r.stored_dir)
             r.start()
             if subprocess.run(["fsfreeze", "-f", r.stored_dir], check=False).returncode:
                 raise Skip("no fsfreeze")
@@ -498,7 +526,7 @@ def disk_hung():
 ALL = (
     help_and_version, check_config, flags_over_environment_over_file,
     second_instance, port_in_use, vsock_port_in_use, socket_in_use, missing_directories,
-    killed_and_started_again, drops_privileges, needs_access, pattern,
+    killed_and_started_again, drops_privileges, sandbox_settings, needs_access, pattern,
     group_of_later_vms,
     stop_with_waiters, reload_is_whole, signals_in_a_row,
     disk_full, disk_read_only, read_only_at_start, disk_hung,

@@ -253,6 +253,7 @@ def small_disk(r, size):
                           check=False)  # fmt: skip
     if done.returncode:
         raise Skip("no tmpfs can be mounted here")
+    r.give(r.state)
     try:
         yield lambda options: subprocess.run(["mount", "-o", "remount," + options, r.state],
                                              check=True)  # fmt: skip
@@ -384,6 +385,8 @@ def owners():
         raise Skip("needs root, without a wrapper")
     nobody = pwd.getpwnam("nobody")
     with relay(start=False) as r:
+        r.config.update(user="", group="")
+        r.write_config()
         os.mkdir(r.state)
         os.chown(r.state, nobody.pw_uid, nobody.pw_gid)
         r.start(wait=False)

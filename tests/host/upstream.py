@@ -164,6 +164,7 @@ def ack_before_the_reply():
         return gs.SUCCESS
 
     with gs.Server(default=action) as server, relay(server.address) as r:
+        wait_for(lambda: server.stream_metadata, what="the stream")
         assert server.stream_metadata[0]["rox-compliance-nodename"] == "node-1"
         accept(r)
         ended(r, "acked")
@@ -375,9 +376,12 @@ def goaway():
 
 def unix_socket():
     with tempfile.TemporaryDirectory() as d:
-        with gs.Server(address=f"unix:{d}/sensor") as server, relay(server.address) as r:
-            accept(r)
-            ended(r, "acked")
+        os.chmod(d, 0o755)
+        with gs.Server(address=f"unix:{d}/sensor") as server:
+            os.chmod(f"{d}/sensor", 0o666)
+            with relay(server.address) as r:
+                accept(r)
+                ended(r, "acked")
 
 
 @contextlib.contextmanager
@@ -386,6 +390,7 @@ def with_file(path, text):
     with tempfile.NamedTemporaryFile("w") as f:
         f.write(text)
         f.flush()
+        os.chmod(f.name, 0o644)
         script = f'mount --bind {f.name} {path} && exec "$@"'
         wrap = ["unshare", "-m", "sh", "-c", script, "sh"]
         if subprocess.run([*wrap, "true"], capture_output=True, check=False).returncode:
@@ -533,6 +538,7 @@ def keys_need_a_restart():
 def tls(mutual=True, server_san="DNS:sensor.test", called="sensor.test", days=2, client_ca=None):
     """A server with a certificate, and the relay's settings for it."""
     with tempfile.TemporaryDirectory() as d:
+        os.chmod(d, 0o755)
         ca = gs.Authority(f"{d}/ca")
         pair = ca.issue("sensor", server_san, days)
         own = ca.issue("relay", "DNS:relay")
@@ -588,6 +594,7 @@ def new_certificate_while_running():
     """Files swapped the Kubernetes way, by a link: a new connection with the new ones, and a pair
     that does not match is not taken."""
     with tls() as (server, ca, conf), tempfile.TemporaryDirectory() as d:
+        os.chmod(d, 0o755)
         files = ("ca.pem", "cert.pem", "key.pem")
 
         def publish(number, pair, ca_cert=ca.cert):

@@ -257,6 +257,7 @@ class Authority:
         key, csr, cert, ext = (self.path(name + e) for e in (".key", ".csr", ".pem", ".ext"))
         openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
                 "-keyout", key, "-out", csr, "-subj", f"/CN={name}")  # fmt: skip
+        os.chmod(key, 0o644)  # the relay is not who runs the test
         with open(ext, "w", encoding="ascii") as f:
             f.write(f"subjectAltName={san}\n")
         openssl("x509", "-req", "-in", csr, "-CA", self.cert, "-CAkey", self.key,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vsock-relayd under test: one process in a directory of its own."""
 
+import contextlib
 import copy
 import json
 import os
@@ -69,9 +70,16 @@ def free_port():
             return Relay._port
 
 
+# Whom the daemon becomes in tests that root runs: no account is needed for a number.
+SERVICE = 65534
+
+
 class Relay:
     """settings: keys as in the configuration file, nested dicts. hybrid: {name: cid} makes hybrid
-    sockets in the directory; path(name) is where a VMM connects."""
+    sockets in the directory; path(name) is where a VMM connects.
+
+    As root the daemon runs as it does in the field: as a service user, who owns what it writes to,
+    unless settings have a user, or a tracer wraps it that needs its privileges."""
 
     # Below the ports that the kernel gives away by itself (32768 and up), to servers in tests too.
     _port = 20000 + os.getpid() % 10000
@@ -81,6 +89,10 @@ class Relay:
         self.binary = binary or os.path.join(BUILD, "vsock-relayd")
         self.wrap = list(wrap)
         self.env = dict(os.environ, **(env or {}))
+        self.traced = self.wrap[:1] in (["valgrind"], ["strace"])
+        if self.traced:
+            # What runs in the relay's process makes system calls of its own.
+            self.env["VSOCK_RELAY_SANDBOX"] = "off"
         self.port = free_port()
         self.stored_dir = os.path.join(self.dir, "reports")
         os.mkdir(self.stored_dir)
@@ -101,6 +113,9 @@ class Relay:
                     for name, cid in hybrid.items()
                 ]
             }
+        if os.geteuid() == 0 and not self.traced:
+            self.config.update(user=str(SERVICE), group=str(SERVICE))
+            self.give(self.dir, self.stored_dir)
         merge(self.config, settings or {})
         self.write_config()
         if start:
@@ -117,6 +132,12 @@ class Relay:
                 pass
         self.kill()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def give(self, *paths):
+        """Makes the service user their owner, if there is one."""
+        for path in paths:
+            if "user" in self.config:
+                os.chown(path, SERVICE, SERVICE)
 
     # ---- the process ----
 
@@ -222,10 +243,33 @@ class Relay:
             if isinstance(key, tuple) and key[0] == "reports_refused_total" and value
         }
 
+    def check_privileges(self):
+        """Each thread is the service user, if there is one, has no capability and a filter, and no
+        descriptor would survive an exec."""
+        pid = self.process.pid
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/status", encoding="ascii") as f:
+                status = dict(line.rstrip("\n").split(":", 1) for line in f)
+            if self.config.get("user"):
+                assert "0" not in status["Uid"].split() + status["Gid"].split(), status
+            assert status["NoNewPrivs"].strip() == "1", status["NoNewPrivs"]
+            assert status["Seccomp"].strip() == "2", status["Seccomp"]
+            for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+                # Who is not root cannot clear the bounding set; no_new_privs makes it void.
+                if name != "CapBnd" or os.geteuid() == 0:
+                    assert int(status[name], 16) == 0, (name, status[name])
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as f:
+                    flags = int(re.search(r"^flags:\s*(\d+)", f.read(), re.M)[1], 8)
+                assert int(fd) <= 2 or flags & os.O_CLOEXEC, f"fd {fd} survives an exec"
+
     def check(self):
         """What holds at the end of every test: nothing got lost uncounted, and the counters that
         must stay 0 did."""
         assert self.process.poll() is None, f"relay died: {self.log()}"
+        if not self.traced:
+            self.check_privileges()
         metrics = self.metrics()
         for name in MUST_STAY_ZERO:
             assert metrics[name] == 0, f"{name} is {metrics[name]}"
