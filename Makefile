@@ -44,6 +44,11 @@ CFLAGS := $(BASE_CFLAGS) $(HARDEN_CFLAGS) -pthread
 LDFLAGS := $(HARDEN_LDFLAGS)
 endif
 
+# CRASH=1: a daemon that can be killed at labelled points (user/crash_point.h), for tests alone.
+ifdef CRASH
+CPPFLAGS += -DVSR_CRASH_POINTS
+endif
+
 # COV=1: count what the tests run (see the target coverage).
 ifdef COV
 CFLAGS += --coverage -O0 -U_FORTIFY_SOURCE -fprofile-update=atomic
@@ -237,6 +242,11 @@ check-matrix: deps
 	$(Q)tests/run --build $(B) vm-6.1 vm vm-hostile vm-user vm-unstable \
 		vm-unstable-hostile
 
+#: make check-crash  the crash matrix: SIGKILL at labelled points, ROUNDS times each (20)
+ROUNDS ?= 20
+check-crash: deps crash-build
+	$(Q)VSR_BUILD=$(B) tests/host/crash.py --rounds $(ROUNDS)
+
 #: make soak         SOAK seconds (1200) of mixed load over hybrid sockets
 SOAK ?= 1200
 soak: deps
@@ -290,9 +300,11 @@ clean:
 SUITES := $(shell awk '!/^\#/ && NF { print $$1 }' tests/suites.conf)
 san-build:
 	$(SUBMAKE) B=$(B)/san SAN=1 all unit-bins
-check-build: all unit-bins tools $(MODEL) fuzz-bins san-build $(B)/vsock-agent-static
+crash-build:
+	$(SUBMAKE) B=$(B)/crash CRASH=1 $(B)/crash/vsock-relayd
+check-build: all unit-bins tools $(MODEL) fuzz-bins san-build crash-build $(B)/vsock-agent-static
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
 .PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \
-	check-asan check-host check-vm check-guest check-matrix check-long soak bench deb fuzz \
-	coverage format install deps demo
+	check-asan check-host check-crash crash-build check-vm check-guest check-matrix check-long \
+	soak bench deb fuzz coverage format install deps demo

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include "clock.h"
+#include "crash_point.h"
 #include "log.h"
 #include "log_limit.h"
 #include "metrics.h"
@@ -280,6 +281,8 @@ static void answer_and_close(struct conn *c, enum vsr_status status, uint64_t no
 {
 	int r = start_answer(c, status);
 
+	if (r == 0 && status == VSR_STATUS_ACCEPTED)
+		CRASH_POINT("answered");
 	if (r != -EAGAIN || c->ingest->n_answering >= ANSWERING_MAX) {
 		if (r < 0)
 			log_debug("VM %u:%u did not take its answer %d: %s", c->vm->node.id.ns,
@@ -420,6 +423,7 @@ static void conn_submit(struct conn *c, uint64_t now)
 	int r;
 
 	count_received(c);
+	CRASH_POINT("received");
 	xxh64 = stream_xxh64(&c->stream);
 	if (stream_framed(&c->stream)) {
 		struct vsr_header h;
@@ -451,6 +455,7 @@ static void conn_submit(struct conn *c, uint64_t now)
 		.vm_id_len = info.vm_id_len,
 		.decided = report_decided,
 	};
+	CRASH_POINT("validated");
 	r = relay_submit(c->ingest->parts.relay, &c->report, now, &verdict);
 	if (r == -EINPROGRESS) {
 		c->state = CONN_SUBMITTED;

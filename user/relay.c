@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "relay.h"
 
+#include "crash_point.h"
 #include "metrics.h"
 #include "pack.h"
 #include "usdt.h"
@@ -31,7 +32,7 @@ struct held {
 	struct list unspooled;	 /* in relay.unspooled, while a write of it is to be tried */
 	struct storing *storing; /* the write under way of what is in custody already, or NULL */
 	bool spooled;		 /* durable */
-	bool promised;		 /* an agent was told that it is in custody */
+	bool promised;		 /* an agent was told that this, or what it superseded, is safe */
 	bool sent;		 /* at least once */
 	bool limited;		 /* counted as rate limited already */
 	bool resent; /* went again at once, since its last send did not leave: only once in a row */
@@ -238,6 +239,7 @@ struct taking {
 	struct buf *payload;
 	const uint64_t *blocks; /* relay_report.blocks */
 	enum cache_hold hold;	/* NONE: it is durable */
+	bool promised;		/* struct held */
 };
 
 /* Puts it into the cache. What is durable needs no place there, but then what the VM had there
@@ -303,13 +305,15 @@ static int take_custody(struct relay *r, const struct taking *t, uint64_t now)
 		free(h);
 		return result;
 	}
-	if (vm->custody)
+	h->promised = t->promised;
+	if (vm->custody) {
+		h->promised |= ((const struct held *)vm->custody)->promised;
 		drop_held(r, vm, METRIC_ENDED_SUPERSEDED);
+	}
 	vm->accepts++;
 	vm->last_accepted = now;
 	h->accepted = (int64_t)now;
 	h->spooled = t->hold == CACHE_HOLD_NONE;
-	h->promised = t->hold == CACHE_HOLD_ANSWERED;
 	add_held(r, h, vm, t->content);
 	/* Only now: what is not durable must not cost what is. */
 	if (h->spooled)
@@ -370,6 +374,7 @@ static int send_start(struct relay *r, struct relay_send *s)
 	send_begin(r, s);
 	if (r->upstream->ops->send(r->upstream, &s->up) == 0) {
 		USDT_SENT(s->vm->node.id, s->up.generation, buf_len(s->up.payload));
+		CRASH_POINT("sending");
 		return 0;
 	}
 	send_end(r, s);
@@ -535,7 +540,10 @@ static bool send_what_was_read(struct relay *r, struct relay_send *s, int result
 	if (current && result == 0 && r->upstream->ready &&
 	    send_payload(r, h, s, payload, now, &until) == 0)
 		return true;
-	put_off(r, vm, s->token, until);
+	if (current)
+		put_off(r, vm, s->token, until);
+	else if (s->token)
+		vm_give_back_report(r->vms, vm);
 	if (current && is_lost(result))
 		end_custody(r, vm, METRIC_ENDED_LOST);
 	return false;
@@ -576,7 +584,11 @@ static void acked(struct relay *r, struct vm *vm, uint64_t generation, uint64_t 
 	if (h && h->generation == generation) {
 		cache_remove(r->cache, vm->node.id, generation, CACHE_END_ACKED, now);
 		end_custody(r, vm, METRIC_ENDED_ACKED);
+		CRASH_POINT("acked");
 	} else {
+		/* Older than this need not come back after a restart, either. */
+		if (!h || h->generation > generation)
+			drop_stored(r, vm->node.id, 0, generation);
 		changed(r, vm);
 	}
 }
@@ -738,6 +750,8 @@ static void on_sent(struct upstream_send *up, enum send_result result, uint64_t 
 		send_free(s);
 		return;
 	}
+	if (result == SEND_ACKED || result == SEND_DELIVERED)
+		CRASH_POINT("sent");
 	send_end(r, s);
 	count_send(s, result, now);
 	if (s->token && (result == SEND_NOT_DELIVERED || result == SEND_AGAIN))
@@ -847,7 +861,7 @@ static void promise(struct relay *r, const struct vm *vm)
 {
 	struct held *h = vm->custody;
 
-	if (!h || h->promised)
+	if (!h)
 		return;
 	h->promised = true;
 	if (!h->spooled)
@@ -1045,6 +1059,17 @@ static enum reason reason_of(int result)
 	return result == 0 ? REASON_NONE : result == -ENOMEM ? REASON_INTERNAL : REASON_NO_CACHE;
 }
 
+/* How the cache holds a content that is in memory alone. Where it takes the place of content that an
+ * agent relies on, or is about to, it must be as safe as that. */
+static enum cache_hold memory_hold(const struct vm *vm, bool framed)
+{
+	const struct held *old = vm->custody;
+
+	for (const struct storing *s = newest_storing(vm); s; s = s->older)
+		framed |= s->framed > 0;
+	return framed || (old && old->promised) ? CACHE_HOLD_ANSWERED : CACHE_HOLD_RAW;
+}
+
 /* Custody of what was being stored begins, durable or in memory; or it is over already. */
 static enum reason settle(struct relay *r, struct storing *s, enum cache_hold hold, uint64_t now)
 {
@@ -1056,6 +1081,7 @@ static enum reason settle(struct relay *r, struct storing *s, enum cache_hold ho
 		.payload = s->write.payload,
 		.blocks = first ? first->blocks : NULL,
 		.hold = hold,
+		.promised = hold == CACHE_HOLD_ANSWERED || (hold == CACHE_HOLD_NONE && s->framed),
 	};
 
 	if (is_superseded(s)) {
@@ -1078,6 +1104,9 @@ static void stored(struct relay *r, struct storing *s, uint64_t now)
 	/* It stays until the newer one is durable too. */
 	if (reason != REASON_NONE || (superseded && !(newer && is_unspooled(r, newer))))
 		drop_stored(r, id, generation, generation);
+	/* What an agent is told to be safe must not be lost with the newer one. */
+	if (superseded && s->framed)
+		promise(r, s->vm);
 	if (reason == REASON_NONE)
 		count_merged(s->vm, s->framed + s->raw);
 	else
@@ -1112,7 +1141,7 @@ static void not_stored(struct relay *r, struct storing *s, bool writing, uint64_
 	enum reason reason = REASON_NO_SPOOL;
 
 	if (keep > 0) {
-		reason = settle(r, s, all && s->framed ? CACHE_HOLD_ANSWERED : CACHE_HOLD_RAW, now);
+		reason = settle(r, s, memory_hold(s->vm, all && s->framed), now);
 		if (reason == REASON_NONE)
 			count_merged(s->vm, keep);
 		else
@@ -1151,6 +1180,8 @@ static void on_stored(struct store_write *w, int result, uint64_t now)
 	struct storing *s = container_of(w, struct storing, write);
 	struct relay *r = s->relay;
 
+	if (result == 0)
+		CRASH_POINT("spooled");
 	if (r && !s->decided) {
 		leave_undecided(r, s);
 		if (result == 0)
@@ -1251,10 +1282,13 @@ static int submit_to_memory(struct relay *r, struct relay_report *report,
 		.content = content,
 		.payload = report->content,
 		.blocks = report->blocks,
-		.hold = report->framed ? CACHE_HOLD_ANSWERED : CACHE_HOLD_RAW,
+		.hold = r->store	 ? memory_hold(report->vm, report->framed)
+			: report->framed ? CACHE_HOLD_ANSWERED
+					 : CACHE_HOLD_RAW,
 	};
 	int result;
 
+	t.promised = t.hold == CACHE_HOLD_ANSWERED;
 	result = take_custody(r, &t, now);
 	if (result == -EOPNOTSUPP)
 		return submit_uncached(r, report, content->generation, now);
@@ -1324,7 +1358,7 @@ int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
 	report->waits_for = NULL;
 	list_init(&report->waiting);
 	count_received(vm);
-	if (newest && equals_storing(newest, report)) {
+	if (newest && !is_superseded(newest) && equals_storing(newest, report)) {
 		add_waiter(r, newest, report);
 		return -EINPROGRESS;
 	}
@@ -1576,13 +1610,15 @@ int relay_drop(struct relay *r, struct vm *vm, bool lose, uint64_t now)
 {
 	const struct cache_entry *e = cache_peek(r->cache, vm->node.id);
 	const struct held *h = vm->custody;
-	bool ends = e && h && e->hold != CACHE_HOLD_NONE && e->generation == h->generation;
+	bool all = e && h && e->hold != CACHE_HOLD_NONE && e->generation == h->generation;
+	bool ends = h && lose;
 
-	if (!e)
+	if (!e && !ends)
 		return cache_forget(r->cache, vm->node.id, now);
-	if (ends && !lose)
+	if (all && !lose)
 		return -EBUSY;
-	cache_remove(r->cache, vm->node.id, e->generation, CACHE_END_DROPPED, now);
+	if (e)
+		cache_remove(r->cache, vm->node.id, e->generation, CACHE_END_DROPPED, now);
 	if (ends)
 		end_custody(r, vm, METRIC_ENDED_OPERATOR);
 	return 0;

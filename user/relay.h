@@ -126,8 +126,9 @@ int relay_retry(struct relay *r, struct vm *vm, uint64_t now);
 /* The same for every content. Returns how many. */
 size_t relay_flush(struct relay *r, uint64_t now);
 
-/* An operator wants the VM's cache entry gone, or what is kept of it after its ACK. Returns 0; -ENOENT: there is none; -EBUSY: it is all
- * that there is of a content in custody, and `lose` is not set. With `lose` custody ends. */
+/* An operator wants the VM's cache entry gone, or what is kept of it after its ACK. Returns 0;
+ * -ENOENT: there is none; -EBUSY: it is all that there is of a content in custody, and `lose` is not
+ * set. With `lose` custody ends, also of what is in the store. */
 int relay_drop(struct relay *r, struct vm *vm, bool lose, uint64_t now);
 
 /* For people: the payload cache, and when the VM's content is due again (USEC_INFINITY: never). */
