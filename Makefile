@@ -86,7 +86,15 @@ PROGRAMS := $(if $(wildcard $(MAIN_SRCS)),$(B)/vsock-relayd) \
 	    $(if $(wildcard $(AGENT_MAIN)),$(B)/vsock-agent) \
 	    $(if $(wildcard $(CTL_MAIN)),$(B)/vsock-relayctl)
 
-all: $(PROGRAMS)
+# Man pages; scripts/man takes from programs and docs/settings.md what these say already.
+MAN := $(B)/man/.made
+
+all: $(PROGRAMS) $(MAN)
+
+$(MAN): scripts/man docs/settings.md $(wildcard docs/man/*.rst) $(PROGRAMS)
+	$(call msg,MAN,docs/man)
+	$(Q)scripts/man $(B)
+	@touch $@
 
 # ---- generated ---------------------------------------------------------------------------------
 $(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h: include/%.proto
@@ -277,11 +285,17 @@ coverage: deps
 format:
 	$(Q)scripts/check-format --fix
 
-#: make install      programs to DESTDIR/PREFIX (/usr/local)
+#: make install      programs, man pages, completion to DESTDIR/PREFIX (/usr/local)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin
 	install -m 755 $(B)/vsock-relayd $(B)/vsock-relayctl $(DESTDIR)$(PREFIX)/sbin/
 	install -m 755 $(B)/vsock-agent $(DESTDIR)$(PREFIX)/bin/
+	install -D -m 644 scripts/deploy/vsock-relayctl.bash-completion \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vsock-relayctl
+	for page in $(B)/man/*.[1-8]; do \
+		install -D -m 644 $$page \
+			$(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/} || exit; \
+	done
 
 #: make deb          the Debian packages vsock-relay and vsock-agent into build/
 deb:

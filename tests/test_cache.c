@@ -1376,7 +1376,7 @@ static void step(struct cache *c, struct model *m, unsigned int *seed, uint64_t 
 		if (rand_r(seed) % 2)
 			len = PAGE; /* so that contents repeat */
 		/* Asked just before, the answer must be the insert's. */
-		admitted = cache_admits(c, vm(cid), len - MIN(len, 16UL), hold, now);
+		admitted = cache_admits(c, vm(cid), len, hold, now);
 		r = model_put(m, cid, len, byte, generation, hold, now);
 		assert_int_equal(put(c, vm(cid), len, byte, generation, hold, now), r);
 		if (r != CACHE_SAME)

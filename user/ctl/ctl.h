@@ -26,16 +26,20 @@ enum ctl_exit {
 	CTL_NOT_FOUND = 4, /* no such VM or map */
 };
 
-struct ctl_names;
+struct settings;
+struct settings_errors;
+struct names;
 
 struct ctl {
 	bool json;	     /* --json: one JSON value on stdout */
 	bool pretty;	     /* --pretty: JSON for people; json is set too */
-	const char *socket;  /* of the daemon: --socket, else the settings', else the default */
+	const char *socket;  /* of the daemon: --socket, else as the settings say; "" is none */
 	const char *pin_dir; /* --pin-directory, likewise */
-	const char *config;  /* --config: the daemon's settings file */
-	const char *names;   /* --names, else the settings' vm_names; "" is none */
-	struct ctl_names *vm_names; /* loaded when first asked for */
+	const char *config;  /* --config: the daemon's settings file; NULL: the default one */
+	const char *names;   /* --names, likewise; "" is none */
+	struct settings *settings;	/* never NULL: the defaults if the file is no good */
+	struct settings_errors *errors; /* what was wrong with it */
+	struct names *vm_names;		/* loaded when first asked for (names.h) */
 };
 
 struct ctl_command {
@@ -63,5 +67,51 @@ int ctl_error(const struct ctl *ctl, int code, const char *fmt, ...) _printf_(3,
  * returns CTL_USAGE. */
 int ctl_check_args(const struct ctl *ctl, int argc, char *argv[], int min, int max,
 		   const char *usage);
+
+/* ---- the daemon ---------------------------------------------------------------------------------- */
+
+/* GETs a page. Returns 0, or negative errno of client.h with nothing said: no daemon, or none that
+ * answers. */
+int ctl_get(const struct ctl *ctl, const char *page, json_t **ret);
+
+/* Why ctl_get() failed, for people, with what to do about it. Returns buf. */
+const char *ctl_why(const struct ctl *ctl, int r, char *buf, size_t size);
+
+/* POSTs a request. Returns CTL_OK with its answer in *ret, or says what went wrong and returns
+ * another exit status. */
+int ctl_post(const struct ctl *ctl, const char *page, json_t **ret);
+
+/* What POST answered in "done"; text or the JSON itself. Takes the reference over. Returns CTL_OK. */
+int ctl_print_done(const struct ctl *ctl, json_t *answer);
+
+/* ---- VMs ----------------------------------------------------------------------------------------- */
+
+/* Reads "CID", "NS:CID" or a name. Returns CTL_OK, or says why not. */
+int ctl_parse_vm(struct ctl *ctl, const char *text, struct vsr_vm_id *ret);
+
+/* All VMs, or one (only != NULL), as vm_json.h has them, with "name" and "state" besides: from the
+ * daemon, or if none answers from the pinned maps, of which a line on stderr then tells.
+ * Returns CTL_OK, or says what went wrong and returns another exit status. */
+int ctl_vms(struct ctl *ctl, const struct vsr_vm_id *only, json_t **ret);
+/* The same, saying nothing: returns 0; 1: from the maps, and why the daemon did not answer; negative
+ * errno, and why not. */
+int ctl_vms_from(struct ctl *ctl, const struct vsr_vm_id *only, json_t **ret, char *why,
+		 size_t size);
+
+/* The array in another order; takes the reference over and returns one. */
+json_t *ctl_sorted(json_t *list, int (*compare)(const void *a, const void *b));
+
+/* ---- text ---------------------------------------------------------------------------------------- */
+
+/* "12 s", "3 min", "5 h", "2 d"; "-" for null. */
+const char *ctl_age(const json_t *seconds, char buf[static 16]);
+/* "512", "1.2K", "34M". */
+const char *ctl_bytes(double n, char buf[static 16]);
+
+/* Numbers and texts of objects, with defaults where there is none: nested keys as "a.b". */
+json_int_t ctl_int(const json_t *object, const char *path);
+const char *ctl_text(const json_t *object, const char *path); /* "-" if there is none */
+bool ctl_true(const json_t *object, const char *path);
+const json_t *ctl_find(const json_t *object, const char *path); /* NULL */
 
 #endif

@@ -4,10 +4,10 @@
  * of objects; each object is a file of its own.
  */
 #include <getopt.h>
-#include <stdarg.h>
 
-#include "ctl.h"
+#include "commands.h"
 #include "ctl_trace.h"
+#include "names.h"
 #include "settings.h"
 
 static int run_version(struct ctl *ctl, int argc, char *argv[])
@@ -37,51 +37,21 @@ static const struct ctl_command help_commands[] = {
 };
 
 static const struct ctl_object objects[] = {
+	{ "status", "is the relay well? what has it done?", ctl_status_commands },
+	{ "vm", "what is known of each VM", ctl_vm_commands },
+	{ "top", "VMs as they come and go, live", ctl_top_commands },
+	{ "cache", "the payload cache", ctl_cache_commands },
+	{ "retry", "send a VM's content now", ctl_retry_commands },
+	{ "flush", "send every content in custody now", ctl_flush_commands },
+	{ "reload", "read the settings again", ctl_reload_commands },
+	{ "loglevel", "what the daemon logs", ctl_loglevel_commands },
+	{ "doctor", "what is wrong on this node, and what to do", ctl_doctor_commands },
+	{ "maps", "the pinned BPF maps", ctl_maps_commands },
+	{ "bundle", "an archive for whoever helps, without secrets", ctl_bundle_commands },
 	{ "trace", "packets, connections, latencies and alarms, as they happen", trace_commands },
 	{ "version", "version of this program", version_commands },
 	{ "help", "this text, or the commands of an object", help_commands },
 };
-
-/* ---- output -------------------------------------------------------------------------------------- */
-
-void ctl_print_json(const struct ctl *ctl, json_t *value)
-{
-	size_t flags = JSON_ENCODE_ANY | JSON_REAL_PRECISION(12) |
-		       (ctl->pretty ? JSON_INDENT(4) : JSON_COMPACT);
-
-	if (!value || json_dumpf(value, stdout, flags) < 0)
-		fputs("{\"error\":\"out of memory\"}", stdout);
-	putchar('\n');
-	fflush(stdout);
-	json_decref(value);
-}
-
-int ctl_error(const struct ctl *ctl, int code, const char *fmt, ...)
-{
-	_cleanup_free_ char *text = NULL;
-	va_list ap;
-
-	va_start(ap, fmt);
-	if (vasprintf(&text, fmt, ap) < 0)
-		text = NULL;
-	va_end(ap);
-	if (ctl->json)
-		ctl_print_json(ctl, json_pack("{s:s}", "error", text ? text : "out of memory"));
-	else
-		fprintf(stderr, "vsock-relayctl: %s\n", text ? text : "out of memory");
-	return code;
-}
-
-int ctl_check_args(const struct ctl *ctl, int argc, char *argv[], int min, int max,
-		   const char *usage)
-{
-	if (argc - 1 > max)
-		return ctl_error(ctl, CTL_USAGE, "%s: one argument too many; usage: %s",
-				 argv[max + 1], usage);
-	if (argc - 1 < min)
-		return ctl_error(ctl, CTL_USAGE, "an argument is missing; usage: %s", usage);
-	return CTL_OK;
-}
 
 /* ---- help ---------------------------------------------------------------------------------------- */
 
@@ -297,8 +267,46 @@ static int parse_options(struct ctl *ctl, int argc, char *argv[])
 	return -1;
 }
 
+/* What the daemon's settings say about where it is. Settings that are no good are said only where they
+ * were asked for; `doctor` says it in any case. */
+static int load_settings(struct ctl *ctl, struct settings_errors *errors)
+{
+	extern char **environ;
+	char *argv[] = { (char *)"vsock-relayctl", (char *)"--config", (char *)ctl->config, NULL };
+	struct settings_errors ignored = { 0 };
+	int r;
+
+	ctl->errors = errors;
+	r = settings_load(ctl->config ? 3 : 1, argv, environ, &ctl->settings, errors);
+	if (r == 0)
+		return CTL_OK;
+	if (ctl->config)
+		return ctl_error(ctl, CTL_USAGE, "%s",
+				 errors->n > 0 ? errors->message[0].text : strerror(-r));
+	r = settings_parse(1, argv, (char *[]){ NULL }, SETTINGS_DEFAULT_FILE, NULL, 0,
+			   &ctl->settings, &ignored);
+	settings_errors_done(&ignored);
+	return r < 0 ? ctl_error(ctl, CTL_FAILED, "%s", strerror(-r)) : CTL_OK;
+}
+
+static int find_daemon(struct ctl *ctl, struct settings_errors *errors)
+{
+	int status = load_settings(ctl, errors);
+
+	if (status != CTL_OK)
+		return status;
+	if (!ctl->socket)
+		ctl->socket = ctl->settings->admin_socket;
+	if (!ctl->pin_dir)
+		ctl->pin_dir = ctl->settings->pin_directory;
+	if (!ctl->names)
+		ctl->names = ctl->settings->vm_names;
+	return CTL_OK;
+}
+
 int main(int argc, char *argv[])
 {
+	struct settings_errors errors = { 0 };
 	struct ctl ctl = { 0 };
 	int status;
 
@@ -310,5 +318,11 @@ int main(int argc, char *argv[])
 		print_usage(stderr);
 		return CTL_USAGE;
 	}
-	return run(&ctl, argc - optind, argv + optind);
+	status = find_daemon(&ctl, &errors);
+	if (status == CTL_OK)
+		status = run(&ctl, argc - optind, argv + optind);
+	settings_errors_done(&errors);
+	names_free(ctl.vm_names);
+	settings_free(ctl.settings);
+	return status;
 }
