@@ -226,7 +226,7 @@ static int open_memory(struct ingest_bpf *b)
 		       &b->pool_bytes);
 	if (r < 0)
 		return bpf_fail(r, "mmap of vsr_pool: %s", strerror(-r));
-	ingest_bpf_pool_set_limit(b, b->s.pool_limit);
+	__atomic_store_n(&b->pool->limit, b->s.pool_limit, __ATOMIC_RELAXED);
 
 	b->ring = ring_buffer__new(b->fds[MAP_EVENTS], on_event, b, NULL);
 	if (!b->ring) {
@@ -615,24 +615,9 @@ void ingest_bpf_grant_set(struct ingest_bpf *b, uint32_t slot, uint64_t reservat
 
 /* ---- shared reserve ----------------------------------------------------------------------------- */
 
-void ingest_bpf_pool_set_limit(struct ingest_bpf *b, uint64_t bytes)
-{
-	__atomic_store_n(&b->pool->limit, bytes, __ATOMIC_RELAXED);
-}
-
-void ingest_bpf_pool_give_back(struct ingest_bpf *b, uint64_t bytes)
-{
-	__atomic_fetch_sub(&b->pool->drawn, bytes, __ATOMIC_RELAXED);
-}
-
 struct vsr_pool *ingest_bpf_pool(struct ingest_bpf *b)
 {
 	return b->pool;
-}
-
-uint64_t ingest_bpf_pool_drawn(const struct ingest_bpf *b)
-{
-	return __atomic_load_n(&b->pool->drawn, __ATOMIC_RELAXED);
 }
 
 /* ---- events ------------------------------------------------------------------------------------- */

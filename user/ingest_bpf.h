@@ -99,7 +99,7 @@ int ingest_bpf_attach(struct ingest_bpf *b, int fd, uint64_t cookie, const struc
  *   - -1: the caller has closed the socket (its only descriptor), which does the same.
  * The slot's grant is set to 0. What the connection drew from the shared reserve
  * (vsr_conn.pool_share, final once this returns) is stored in *ret_conn together with the rest of
- * the entry, and has to be given back with ingest_bpf_pool_give_back().
+ * the entry, and has to be given back to ingest_bpf_pool().
  * ret_conn may be NULL. Returns 0, -ENOENT if the cookie was not attached (*ret_conn untouched).
  */
 int ingest_bpf_detach(struct ingest_bpf *b, int fd, uint64_t cookie, uint32_t slot,
@@ -123,13 +123,9 @@ void ingest_bpf_grant_set(struct ingest_bpf *b, uint32_t slot, uint64_t reservat
 			  uint64_t buffered);
 
 /* ---- shared reserve --------------------------------------------------------------------------- */
-void ingest_bpf_pool_set_limit(struct ingest_bpf *b, uint64_t bytes);
-/* Gives back what an ended connection had drawn. */
-void ingest_bpf_pool_give_back(struct ingest_bpf *b, uint64_t bytes);
-/* The reserve itself: connections that BPF does not see draw on it too, with atomics. */
+/* The reserve itself: the daemon gives back what ended connections had drawn, and draws for those that
+ * BPF does not see; with atomics, as BPF does. */
 struct vsr_pool *ingest_bpf_pool(struct ingest_bpf *b);
-/* Bytes drawn now. */
-uint64_t ingest_bpf_pool_drawn(const struct ingest_bpf *b);
 
 /* ---- events ----------------------------------------------------------------------------------- */
 /* A descriptor for epoll: readable when events wait. Belongs to b. */

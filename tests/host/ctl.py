@@ -904,7 +904,7 @@ def man_pages():
     """Every program has its page, which man reads without complaint and which names every option,
     command and key."""
     pages = {}
-    for name in ("vsock-relayd.8", "vsock-relayctl.8", "vsock-agent.1", "vsock-relayd.yaml.5"):
+    for name in ("vsock-relayd.8", "vsock-relayctl.8", "vsock-agent.8", "vsock-relayd.yaml.5"):
         done = subprocess.run(["man", "--warnings", "-l", os.path.join(BUILD, "man", name)], check=True,
                               capture_output=True, text=True, env=dict(ENV, MANWIDTH="400", LC_ALL="C"))  # fmt: skip
         assert done.stderr == "", (name, done.stderr)
@@ -917,7 +917,7 @@ def man_pages():
     text = subprocess.run([os.path.join(BUILD, "vsock-agent"), "--help"], check=True,
                           capture_output=True, text=True).stdout
     for option in re.findall(r"--[a-z-]+", text):
-        assert option in pages["vsock-agent.1"], option
+        assert option in pages["vsock-agent.8"], option
     with open(os.path.join(TOP, "docs/settings.md"), encoding="utf-8") as f:
         keys = re.findall(r"^\| `([a-z_.]+)` \|", f.read(), re.M)
     assert len(keys) > 40

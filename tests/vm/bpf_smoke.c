@@ -178,7 +178,7 @@ static void end(struct sender *s, int fd, uint64_t cookie, struct vsr_conn *ret)
 	pthread_join(s->thread, NULL);
 	s->fd = safe_close(s->fd);
 	(void)ingest_bpf_detach(bpf, -1, cookie, SLOT, ret);
-	ingest_bpf_pool_give_back(bpf, ret->pool_share);
+	__atomic_fetch_sub(&ingest_bpf_pool(bpf)->drawn, ret->pool_share, __ATOMIC_RELAXED);
 }
 
 /*
@@ -358,7 +358,7 @@ static void reservation_bounds_what_is_queued(size_t write, uint64_t reservation
 	snprintf(name, sizeof(name),
 		 "reservation of %llu KiB bounds writes of %zu that nobody reads",
 		 (unsigned long long)reservation >> 10, write);
-	ingest_bpf_pool_set_limit(bpf, 100000);
+	__atomic_store_n(&ingest_bpf_pool(bpf)->limit, 100000, __ATOMIC_RELAXED);
 	fd = begin(&s, reservation, &cookie);
 	if (fd < 0) {
 		result(false, name, strerror(-fd));
@@ -374,7 +374,8 @@ static void reservation_bounds_what_is_queued(size_t write, uint64_t reservation
 		 c.flags, c.passed, c.packets_queued, rmem, c.pool_share);
 	result((c.flags & VSR_CONN_HALF) && (c.flags & VSR_CONN_REFUSED) == VSR_CONN_OVER_BUDGET &&
 		       rmem + VSR_PACKET_OVERHEAD * c.packets_queued <= reservation + 100000 &&
-		       c.pool_share <= 100000 && ingest_bpf_pool_drawn(bpf) == 0,
+		       c.pool_share <= 100000 &&
+		       __atomic_load_n(&ingest_bpf_pool(bpf)->drawn, __ATOMIC_RELAXED) == 0,
 	       name, why);
 }
 
