@@ -737,6 +737,7 @@ def metrics_over_https():
         def install(cert, key):
             for source, target in zip((cert, key), used):
                 shutil.copy(source, target)
+                os.chmod(target, 0o644)  # the service's user reads them again, too
 
         def scrape(ca):
             context = ssl.create_default_context(cafile=ca)
@@ -804,6 +805,7 @@ def log_with_fields_of_the_journal():
         directory = os.path.join(r.dir, "journal")
         os.mkdir(directory)
         journal.bind(os.path.join(directory, "socket"))
+        os.chmod(os.path.join(directory, "socket"), 0o666)  # as journald's
         journal.settimeout(20)
         # The journal of this namespace is ours.
         r.wrap = ["unshare", "-m", "sh", "-c",
