@@ -184,6 +184,7 @@ static const struct argument restricted[] = {
 	{ SCMP_SYS(bpf), 0, EXACTLY, BPF_MAP_DELETE_ELEM },
 	{ SCMP_SYS(bpf), 0, EXACTLY, BPF_MAP_GET_NEXT_KEY },
 	{ SCMP_SYS(bpf), 0, EXACTLY, BPF_OBJ_GET_INFO_BY_FD },
+	{ SCMP_SYS(bpf), 0, EXACTLY, BPF_ITER_CREATE }, /* a look through the one that is loaded */
 	/* No memory becomes code. */
 	{ SCMP_SYS(mmap), 2, PROT_EXEC, 0 },
 	{ SCMP_SYS(mprotect), 2, PROT_EXEC, 0 },
