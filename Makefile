@@ -255,11 +255,12 @@ ROUNDS ?= 20
 check-crash: deps crash-build
 	$(Q)VSR_BUILD=$(B) tests/host/crash.py --rounds $(ROUNDS)
 
-#: make soak         SOAK seconds (1200) of mixed load over hybrid sockets
+#: make soak         SOAK seconds (1200) of all that may happen to a node, in a VM with 200 guests
 SOAK ?= 1200
 soak: deps
-	$(SUBMAKE) all
-	$(Q)VSR_BUILD=$(B) tests/host/soak.py --seconds $(SOAK)
+	$(SUBMAKE) all tools
+	$(Q)B=$(B) SCRIPT=soak.py MEMORY=4096 tests/vm/suite.sh 6.12 $$(($(SOAK) * 2 + 600)) \
+		--seconds $(SOAK)
 
 #: make bench        what a report costs, beside its floor, as JSON
 bench: deps

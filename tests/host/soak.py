@@ -11,82 +11,23 @@ import argparse
 import os
 import random
 import sys
-import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
-import report as rp
 from relay import Relay, wait_for
+from soak import Vm, run_round
 from tap import Tap
 
 FIRST_CID = 100
 WORKERS = 6
+ROUND_S = 15
 RSS_GROWTH_MAX = 64 * 1024 * 1024
-SIZES = ((60, 5_000), (25, 100_000), (12, 1_000_000), (3, 8_000_000))
 
 
-class Vm:
-    """One sender of a VM at a time, so that the last accepted report is known."""
-
-    def __init__(self, number, relay, seed):
-        self.cid = FIRST_CID + number
-        self.path = relay.path(f"vm{number}.sock")
-        self.rng = random.Random(f"{seed}/{number}")
-        self.lock = threading.Lock()
-        self.last = None
-        self.sent = self.answered = 0
-
-    def payload(self):
-        if self.last and self.rng.random() < 0.4:
-            return self.last
-        size = self.rng.choices([s for _, s in SIZES], [w for w, _ in SIZES])[0]
-        return rp.report(self.cid, size + self.rng.randrange(size), seed=self.rng.random())
-
-    def act(self):
-        kind = self.rng.choices(("vsr1", "vsr2", "raw", "cut", "garbage"), (40, 30, 10, 15, 5))[0]
-        payload = self.payload()
-        if kind == "cut":
-            with rp.connect(self.path) as s:
-                data = rp.header(payload) + payload
-                try:
-                    s.sendall(data[: self.rng.randrange(len(data))])
-                except OSError:
-                    pass
-            return
-        if kind == "garbage":
-            rp.send_raw(self.path, b"\x0a" + self.rng.randbytes(self.rng.randrange(1, 2000)))
-            return
-        if kind == "raw":
-            # Only a framed report is sure to be accepted: what a raw one became is asked for.
-            rp.send_raw(self.path, payload)
-            kind = "vsr1"
-        status = (rp.send_framed(self.path, payload) if kind == "vsr1"
-                  else rp.send_offer(self.path, payload)[0])
-        self.sent += 1
-        if status in (rp.ACCEPTED, rp.NOTHING_TO_DO):
-            self.answered += 1
-            self.last = payload
-        elif status not in (rp.BUSY, None):
-            raise AssertionError(f"VM {self.cid} was answered {status}")
-
-
-def work(vms, rng, until, errors):
-    while time.monotonic() < until and not errors:
-        vm = rng.choice(vms)
-        if not vm.lock.acquire(blocking=False):
-            continue
-        try:
-            vm.act()
-        except Exception as e:  # noqa: BLE001: shown by the main thread
-            errors.append(e)
-        finally:
-            vm.lock.release()
-
-
-def disturb(relay, rng, until, errors):
+def disturb(relay, rng, until):
     """Reloads, and a disk that takes nothing for a moment."""
-    while time.monotonic() < until and not errors:
+    while time.monotonic() < until:
         time.sleep(rng.uniform(1, 4))
         if rng.random() < 0.5:
             relay.config["log"] = {"level": rng.choice(("info", "debug"))}
@@ -115,30 +56,19 @@ def soak(options):
         "retry": {"base": "500ms"},
     }
     with Relay(settings, hybrid=hybrid) as relay:
-        vms = [Vm(n, relay, options.seed) for n in range(options.vms)]
-        errors = []
-        start = time.monotonic()
+        vms = [Vm(FIRST_CID + n, relay.path(f"vm{n}.sock"), options.seed)
+               for n in range(options.vms)]  # fmt: skip
+        end = time.monotonic() + options.seconds
         rss = None
-        while time.monotonic() - start < options.seconds and not errors:
+        while (left := end - time.monotonic()) > 0:
             # In rounds, so that memory is compared at rest.
-            until = min(time.monotonic() + 15, start + options.seconds)
-            threads = [
-                threading.Thread(target=work, args=(vms, random.Random(rng.random()), until, errors))
-                for _ in range(WORKERS)
-            ]
-            threads.append(threading.Thread(target=disturb, args=(relay, rng, until, errors)))
-            for t in threads:
-                t.start()
-            for t in threads:
-                t.join(120)
-            if errors:
-                raise errors[0]
+            run_round(vms, rng, min(left, ROUND_S), WORKERS, lambda r, until: disturb(relay, r, until))
             wait_for(lambda: settled(relay), 60, "everything delivered")
             relay.check()
             rss = rss or relay.rss()
             assert relay.rss() <= rss + RSS_GROWTH_MAX, f"{rss} grew to {relay.rss()} bytes"
         for vm in vms:
-            assert relay.stored(vm.cid) == vm.last, f"VM {vm.cid}: not the last one accepted"
+            assert vm.agrees(relay.stored(vm.cid)), f"VM {vm.cid}: not the last one accepted"
         m = relay.check()
         answered = sum(vm.answered for vm in vms)
         print(f"# {m['reports_valid_total']:.0f} valid reports, {answered} framed and accepted, "

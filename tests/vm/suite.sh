@@ -1,15 +1,18 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Boots a VM and runs tests/vm/inside.py in it, with all that it needs from the build's folder $B.
+# Boots a VM and runs a script of this folder in it, inside.py or $SCRIPT, with all that it needs from
+# the build's folder $B. MEMORY: of the VM, in MiB.
 #
-#   B=build tests/vm/suite.sh KERNEL SECONDS [ARGUMENTS OF inside.py]
+#   B=build [SCRIPT=soak.py] [MEMORY=4096] tests/vm/suite.sh KERNEL SECONDS [ARGUMENTS OF THE SCRIPT]
 set -eu
 kernel=$1 seconds=$2
 shift 2
 here=$(dirname "$0")
+script=${SCRIPT:-inside.py}
 exec "$here/boot.py" --kernel "$kernel" --modules vhost --timeout "$seconds" \
+	${MEMORY:+--memory "$MEMORY"} \
 	--bin "$B/vsock-relayd:/build/vsock-relayd" \
 	--bin "$B/tests/vm/fakeguest:/usr/bin/fakeguest" \
 	--bin "$B/tests/vm/vsockdiag:/usr/bin/vsockdiag" \
-	--add "$here/../lib:/tests/lib" --add "$here/inside.py:/tests/vm/inside.py" \
-	--env VSR_BUILD=/build -- /usr/bin/python3 /tests/vm/inside.py "$@"
+	--add "$here/../lib:/tests/lib" --add "$here/$script:/tests/vm/$script" \
+	--env VSR_BUILD=/build -- /usr/bin/python3 "/tests/vm/$script" "$@"
