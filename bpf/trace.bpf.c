@@ -69,6 +69,10 @@ struct vsock_sock___trace {
 	struct sockaddr_vm___trace remote_addr;
 } __attribute__((preserve_access_index));
 
+struct vhost_vsock___trace {
+	__u32 guest_cid;
+} __attribute__((preserve_access_index));
+
 /* struct sock's sk_user_data belongs to a psock: the socket is in a sockmap (SK_USER_DATA_PSOCK in
  * the kernel's include/net/sock.h). */
 #define USER_DATA_PSOCK 4
@@ -234,8 +238,27 @@ int BPF_PROG(trace_raw_read, struct sock *sk, struct msghdr *msg, size_t len, in
 	return 0;
 }
 
-/* A VM has ended: called for every connection of every VM, and sets the error of those that the
- * ended one had. */
+/* A VM ends: its device is closed. */
+SEC("fentry/vhost_vsock_dev_release")
+int BPF_PROG(trace_vm_end, struct inode *inode, struct file *file)
+{
+	const struct vhost_vsock___trace *v = BPF_CORE_READ(file, private_data);
+	__u32 guest = BPF_CORE_READ(v, guest_cid);
+	struct vsr_trace_event *e;
+
+	if (guest == 0 || (filter_cid && guest != cid))
+		return 0; /* it never got as far as having a CID */
+	e = event_new(VSR_TRACE_VM_END);
+	if (!e)
+		return 0;
+	e->src_cid = guest;
+	say_who(e);
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+/* Next, and for every connection of every VM; it sets the error of those that the ended one had. By
+ * then who serves the connection may have closed it already. */
 SEC("fexit/vhost_vsock_reset_orphans")
 int BPF_PROG(trace_vanished, struct sock *sk)
 {

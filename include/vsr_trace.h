@@ -37,11 +37,13 @@ enum vsr_trace_kind {
 	/* recv() took len bytes that bypass the verdict of an attached socket: src is the peer,
 	 * dst we; flags are those of recv(). pid, comm. */
 	VSR_TRACE_RAW_READ = 3,
+	/* The VM src_cid ends: its device was closed. Its connections follow. */
+	VSR_TRACE_VM_END = 4,
 	/* The peer's VM is gone, and the connection with it: src is the peer, dst we. */
-	VSR_TRACE_VANISHED = 4,
+	VSR_TRACE_VANISHED = 5,
 	/* The daemon took a report into custody (USDT probe `accepted`): src is the agent, 0:0 on a
 	 * hybrid socket; len bytes. pid. */
-	VSR_TRACE_CUSTODY = 5,
+	VSR_TRACE_CUSTODY = 6,
 };
 
 #define VSR_TRACE_COMM 16

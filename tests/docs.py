@@ -119,6 +119,18 @@ def links():
                 assert heading in slugs, f"{page.name}: {target}"
 
 
+def probes():
+    """docs/tracing.md has an example for each probe of the daemon, with as many arguments."""
+    defined = re.findall(r"DTRACE_PROBE(\d)\(vsock_relay, (\w+),", text("user/usdt.h"))
+    assert len(defined) == 7, defined
+    page = text("docs/tracing.md")
+    for count, name in defined:
+        example = re.search(rf"^# bpftrace -e 'usdt:[^:]*:vsock_relay:{name} (.*)'$", page, re.M)
+        assert example, name
+        arguments = {int(n) for n in re.findall(r"arg(\d)", example.group(1))}
+        assert arguments == set(range(int(count))), (name, arguments)
+
+
 def files_named():
     """Files of this repository that a page names exist."""
     pattern = r"`((?:user|bpf|include|tests|scripts|docs)/[\w./-]+\.(?:c|h|py|sh|md|proto|yaml))`"
@@ -136,7 +148,7 @@ def tour():
 
 def main():
     tap = Tap()
-    for test in (reasons, metrics, alerts, maps, settings_named, tests_named, links, files_named, tour):
+    for test in (reasons, metrics, alerts, maps, settings_named, tests_named, links, probes, files_named, tour):
         tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)
     tap.end()
 

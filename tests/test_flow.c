@@ -234,6 +234,27 @@ static void a_vm_that_ends_takes_its_flows_along(void **state _unused_)
 	assert_false(news.ended);
 }
 
+static void a_close_after_the_end_of_a_vm_is_no_reset(void **state _unused_)
+{
+	struct vsr_trace_event e;
+
+	open_flow();
+	e = event(VSR_TRACE_VM_END, true);
+	e.src_port = e.dst_cid = e.dst_port = 0;
+	observe(&e);
+	assert_null(news.flow);
+	assert_false(news.ended);
+	/* Who serves the connection was faster than the trace. */
+	host(VSR_OP_RST, 0);
+	ended(FLOW_VANISHED, FLOW_CLIENT, FLOW_RESET_CLOSE);
+	/* Another VM's end is nothing to it. */
+	open_flow();
+	e.src_cid++;
+	observe(&e);
+	host(VSR_OP_RST, 0);
+	ended(FLOW_RESET, FLOW_SERVER, FLOW_RESET_ABORT);
+}
+
 static void ports_that_are_used_again_are_another_flow(void **state _unused_)
 {
 	open_flow();
@@ -466,6 +487,7 @@ int main(void)
 		TEST(a_packet_of_no_connection_is_told_by_its_reset),
 		TEST(an_older_connection_is_followed_from_the_middle),
 		TEST(a_vm_that_ends_takes_its_flows_along),
+		TEST(a_close_after_the_end_of_a_vm_is_no_reset),
 		TEST(ports_that_are_used_again_are_another_flow),
 		TEST(a_full_table_forgets_the_longest_silent),
 		TEST(both_names_of_loopback_are_one_flow),

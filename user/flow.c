@@ -240,7 +240,11 @@ static void reset(struct flow *f, enum flow_side side, struct flow_news *news)
 	struct flow_half *me = &f->half[side], *other = &f->half[!side];
 	bool answered = f->response_ns || !f->begun;
 
-	if (shut(other) || shut(me)) {
+	if (f->vm_ended[!side]) {
+		/* The other side was told of the end, and has closed. */
+		news->reset = FLOW_RESET_CLOSE;
+		end(f, FLOW_VANISHED, !side, news);
+	} else if (shut(other) || shut(me)) {
 		/* Who shut down first has ended it; with both, the answer came from who did not. */
 		news->reset = shut(other) ? FLOW_RESET_CLOSE : FLOW_RESET_UNANSWERED;
 		end(f, answered ? FLOW_SHUTDOWN : FLOW_CANCELLED, f->ended_by, news);
@@ -366,6 +370,16 @@ static struct flow *find_client(const struct flow_table *t, uint32_t cid, uint32
 	return NULL;
 }
 
+static void vm_ends(struct flow_table *t, uint32_t cid)
+{
+	list_for_each(n, &t->by_age) {
+		struct flow *f = list_entry(n, struct flow, by_age);
+
+		for (int side = 0; side < 2; side++)
+			f->vm_ended[side] |= f->half[side].cid == cid;
+	}
+}
+
 static void taken(struct flow *f, const struct vsr_trace_event *e, struct flow_news *news)
 {
 	if (f->custody_ns)
@@ -382,6 +396,7 @@ int flow_observe(struct flow_table *t, const struct vsr_trace_event *e, struct f
 	uint64_t key[2];
 	int r = 0;
 
+	*ret = news;
 	if (e->lost != t->lost) {
 		t->lost = e->lost;
 		t->epoch++;
@@ -393,6 +408,9 @@ int flow_observe(struct flow_table *t, const struct vsr_trace_event *e, struct f
 		if (f)
 			packet(t, f, e, &news);
 		break;
+	case VSR_TRACE_VM_END:
+		vm_ends(t, e->src_cid);
+		return 0;
 	case VSR_TRACE_CUSTODY:
 		f = find_client(t, e->src_cid, e->src_port);
 		if (f)
@@ -410,9 +428,9 @@ int flow_observe(struct flow_table *t, const struct vsr_trace_event *e, struct f
 		}
 		break;
 	}
-	news.flow = f;
 	if (r < 0)
 		return r;
+	news.flow = f;
 	*ret = news;
 	return 0;
 }

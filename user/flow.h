@@ -29,7 +29,7 @@ enum flow_end {
 	FLOW_RESET,	/* one side reset it, and neither had shut down */
 	FLOW_REFUSED,	/* the REQUEST was answered by a reset */
 	FLOW_CANCELLED, /* the client gave up before it was answered */
-	FLOW_VANISHED,	/* the client's VM ended */
+	FLOW_VANISHED,	/* one side's VM ended */
 	FLOW_REPLACED,	/* another REQUEST came with the same CIDs and ports */
 	FLOW_FORGOTTEN, /* silent for longest, and the table was full */
 	FLOW_END_MAX,
@@ -82,8 +82,9 @@ struct flow {
 	uint64_t key[2];
 	struct flow *next;
 	struct list by_age;
-	uint32_t epoch; /* of the table when it began */
-	bool stray[2];	/* that side sent a packet after the end */
+	uint32_t epoch;	  /* of the table when it began */
+	bool stray[2];	  /* that side sent a packet after the end */
+	bool vm_ended[2]; /* of that side */
 };
 
 /* What an event meant. */
@@ -114,7 +115,7 @@ DEFINE_CLEANUP(struct flow_table, flow_table_free);
 /*
  * Takes the next event. Events must come in the order of the ring buffer; where e->lost shows a
  * gap, nothing is said about the credit of the flows before it any more.
- * Returns 0; -ENOMEM: a new flow is not followed, and *ret says nothing of it.
+ * Returns 0; -ENOMEM: a new flow is not followed, and *ret says nothing.
  */
 int flow_observe(struct flow_table *t, const struct vsr_trace_event *e, struct flow_news *ret);
 

@@ -110,7 +110,9 @@ static int configure(struct trace *t)
 	want_function(t, TRACE_RAW_READS, k->progs.trace_raw_read, COMMON_MODULE,
 		      "virtio_transport_stream_dequeue", "reads past the verdict");
 	want_function(t, TRACE_VANISHED, k->progs.trace_vanished, "vhost_vsock",
-		      "vhost_vsock_reset_orphans", "VMs that vanish");
+		      "vhost_vsock_reset_orphans", "the connections of VMs that end");
+	want_function(t, TRACE_VANISHED, k->progs.trace_vm_end, "vhost_vsock",
+		      "vhost_vsock_dev_release", "VMs that end");
 	bpf_program__set_autoload(k->progs.trace_custody, s->parts & TRACE_CUSTODY);
 	return bpf_map__set_max_entries(k->maps.vsr_trace, ring_size(s->ring_bytes));
 }
@@ -141,26 +143,29 @@ static int attach_incoming(struct trace *t)
 	return 0;
 }
 
-/* One transport's send function. Returns whether its packets are seen. */
-static bool attach_outgoing(struct trace *t, struct bpf_program *prog, const char *function)
-{
-	return keep(t, bpf_program__attach_kprobe(prog, false, function)) == 0;
-}
-
 static void attach_transports(struct trace *t)
 {
-	bool host, guest;
+	int host, guest;
 
 	if (module_has(t, COMMON_MODULE, "virtio_vsock_pkt", BTF_KIND_STRUCT)) {
 		note(t, "packets to guests cannot be seen: in this kernel they are no socket "
 			"buffers (before Linux 6.3)");
 		return;
 	}
-	host = attach_outgoing(t, t->skel->progs.trace_send_to_guest, "vhost_transport_send_pkt");
-	guest = attach_outgoing(t, t->skel->progs.trace_send_to_host, "virtio_transport_send_pkt");
-	if (!host && !guest)
+	host = keep(t, bpf_program__attach_kprobe(t->skel->progs.trace_send_to_guest, false,
+						  "vhost_transport_send_pkt"));
+	guest = keep(t, bpf_program__attach_kprobe(t->skel->progs.trace_send_to_host, false,
+						   "virtio_transport_send_pkt"));
+	if (host == 0 || guest == 0)
+		return;
+	if (host == -ENOENT)
 		note(t, "only loopback is seen: neither vhost_vsock (a host of VMs) nor "
 			"vmw_vsock_virtio_transport (a guest) is loaded; `modprobe vhost_vsock`");
+	else
+		note(t,
+		     "packets to guests cannot be seen: kprobe of vhost_transport_send_pkt(): "
+		     "%s",
+		     strerror(-host));
 }
 
 /* Programs that end on a function: those that were loaded. */
@@ -170,6 +175,7 @@ static int attach_functions(struct trace *t)
 		t->skel->progs.trace_accept,
 		t->skel->progs.trace_raw_read,
 		t->skel->progs.trace_vanished,
+		t->skel->progs.trace_vm_end,
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(progs); i++) {

@@ -125,10 +125,12 @@ static const struct flow_half *ender(const struct flow *flow)
 
 static void show_half(FILE *f, const char *what, const struct flow_half *h)
 {
-	fprintf(f, "%s %llu bytes in %llu packets", what, (unsigned long long)h->bytes,
-		(unsigned long long)h->packets);
+	fprintf(f, "%s %llu byte%s in %llu packet%s", what, (unsigned long long)h->bytes,
+		h->bytes == 1 ? "" : "s", (unsigned long long)h->packets,
+		h->packets == 1 ? "" : "s");
 	if (h->stalls)
-		fprintf(f, " (%u stalls, %.6f s)", h->stalls, (double)h->stalled_ns / NSEC_PER_SEC);
+		fprintf(f, " (%u stall%s, %.6f s)", h->stalls, h->stalls == 1 ? "" : "s",
+			(double)h->stalled_ns / NSEC_PER_SEC);
 }
 
 void show_flow(FILE *f, const struct flow *flow, show_clock clock)

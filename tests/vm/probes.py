@@ -3,6 +3,7 @@
 """Runs inside a test VM: the daemon's probes (user/usdt.h) fire, with the arguments that they are
 said to have. What is run are the bpftrace commands of docs/tracing.md, as written there."""
 
+import json
 import os
 import re
 import signal
@@ -43,8 +44,14 @@ class Bpftrace:
             self.lines.append(line.rstrip("\n"))
 
     def attached(self):
+        """It says first how many it will attach: the compiler may have made several of one."""
         assert self.process.poll() is None, self.lines
-        return self.lines[:1] == ["Attaching 1 probe..."]
+        match = re.match(r"Attaching (\d+) probes?\.\.\.$", (self.lines or [""])[0])
+        if not match:
+            return False
+        there = json.loads(subprocess.check_output(["bpftool", "-j", "perf", "show"], timeout=60))
+        mine = [p for p in there if p["pid"] == self.process.pid]
+        return len(mine) == int(match.group(1))
 
     def stop(self):
         self.process.send_signal(signal.SIGINT)
@@ -137,7 +144,7 @@ def main():
             tracers = {name: Bpftrace(program) for name, program in programs.items()}
             try:
                 for name, tracer in tracers.items():
-                    wait_for(tracer.attached, 120, f"{name} is attached")
+                    wait_for(tracer.attached, 180, f"{name} is attached")
                 wanted.update(play(Agent(fg, relay)))
                 shown.update({name: tracer.stop() for name, tracer in tracers.items()})
             finally:
