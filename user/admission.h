@@ -48,7 +48,7 @@
 #define ADMISSION_LOOP_SHARE 20
 /* ... and are held back no longer than this for it: less than one waits for a place, so that it
  * alone refuses nobody. */
-#define ADMISSION_BUSY_USEC (4 * USEC_PER_SEC)
+#define ADMISSION_BUSY_USEC (2 * USEC_PER_SEC)
 /* VSOCK_CLOSE_TIMEOUT of the kernel, 8 s, and one more for its work queue. */
 #define ADMISSION_KEPT_USEC (9 * USEC_PER_SEC)
 
@@ -136,7 +136,7 @@ uint64_t admission_reserve(const struct admission *a);
 void admission_release(struct admission *a, struct admission_ticket *ticket, enum reason reason,
 		       uint64_t length, uint64_t wmem);
 
-/* The event loop spent that long on a connection of the VM. While others are there, the VM is granted
+/* The event loop spent that much CPU time on a connection of the VM. While others are there, the VM is granted
  * nothing more until that is no more than its share. Without limit with grants unlimited. */
 void admission_worked(struct vm *vm, uint64_t usec, uint64_t now);
 

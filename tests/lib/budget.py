@@ -369,7 +369,7 @@ def traffic(relay):
 
 
 def run(seconds):
-    settings = {"memory": {"budget": "64MiB"}, "report": {"deadline": "20s", "idle": "5s"}}
+    settings = {"memory": {"budget": "64MiB"}, "report": {"deadline": "20s", "idle": "10s"}}
     with Relay(settings) as relay, contextlib.ExitStack() as stack:
         polite = PoliteVm(relay)
         stack.callback(polite.fg.stop)
