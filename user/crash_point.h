@@ -32,8 +32,9 @@ static inline void crash_point(const char *name)
 		return;
 	if (left == 0)
 		left = strtoul(want + n + 1, NULL, 10);
+	/* To this thread: the sandbox allows no other way, and it ends all of them. */
 	if (--left == 0)
-		kill(getpid(), SIGKILL);
+		raise(SIGKILL);
 }
 #define CRASH_POINT(name) crash_point(name)
 #else
