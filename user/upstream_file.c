@@ -38,8 +38,12 @@ static void tell(struct upstream_file *uf, const struct upstream_send *s, int r)
 		return;
 	}
 	if (r < 0 && !uf->failing)
-		log_error_errno(r, "cannot write the report of VM %u:%u; will be tried again",
-				s->vm.ns, s->vm.cid);
+		log_write_about(LOG_ERR,
+				&(struct log_about){ .vm = &s->vm,
+						     .reason = "write",
+						     .generation = s->generation },
+				"cannot write the report of VM %u:%u; will be tried again: %s",
+				s->vm.ns, s->vm.cid, strerror(-r));
 	else if (r == 0 && uf->failing)
 		log_notice("reports are written again");
 	uf->failing = r < 0;

@@ -103,8 +103,10 @@ static void tell(struct upstream_grpc *u, const struct vsr_vm_id *vm, enum grpc_
 	if (status == GRPC_OK && u->said != GRPC_OK)
 		log_notice("reports are delivered again");
 	else if (status != u->said)
-		log_warning("report of VM %u:%u: %s%s%s", vm->ns, vm->cid, grpc_status_name(status),
-			    *text ? ": " : "", text);
+		log_write_about(LOG_WARNING,
+				&(struct log_about){ .vm = vm, .reason = grpc_status_name(status) },
+				"report of VM %u:%u: %s%s%s", vm->ns, vm->cid,
+				grpc_status_name(status), *text ? ": " : "", text);
 	u->said = status;
 }
 

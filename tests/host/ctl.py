@@ -718,6 +718,25 @@ def readiness():
         assert checks["ready: upstream"]["result"] == "problem"
 
 
+def readiness_of_the_spool():
+    """/readyz: not ready while the spool takes nothing more, and why."""
+    with relay(away(spool={"max_files": 1}), start=False) as r:
+        r.config["state_directory"] = os.path.join(r.dir, "state")
+        r.write_config()
+        r.start()
+        assert "[+] spool: ok\n" in http(r, "/readyz", port=r.port)[1]
+        assert ctl_json(r, "status")["daemon"]["spool"] == "ok"
+        assert send(r) == rp.ACCEPTED
+        assert send(r, "b.sock", 43) == rp.BUSY
+        status, text = http(r, "/readyz", port=r.port)
+        assert status == 503 and "[-] spool: full" in text, text
+        assert "  BAD  spool " in ctl(r, "status")
+        # What is on the disk may leave memory: nothing is lost.
+        assert ctl_json(r, "cache", "list")[0]["custody"] == "none"
+        assert ctl(r, "cache", "drop", "42") == "dropped\n"
+        assert ctl_json(r, "vm", "show", "42")["daemon"]["custody"] is True
+
+
 def certificate(directory, name):
     """A certificate of our own for 127.0.0.1; both paths."""
     paths = [os.path.join(directory, f"{name}.{kind}.pem") for kind in ("cert", "key")]
@@ -939,7 +958,7 @@ def main():
                  loglevel, top_without_a_terminal, top_on_a_terminal, doctor_finds_nothing,
                  doctor_finds_problems, doctor_and_a_taken_port, maps, bundle, dead_daemon,
                  no_daemon, hanging_daemon, older_layout, pages_and_who_may_see_them, readiness,
-                 metrics_over_https, log_as_json, log_with_fields_of_the_journal,
+                 readiness_of_the_spool, metrics_over_https, log_as_json, log_with_fields_of_the_journal,
                  names_from_qemu, completion, man_pages):  # fmt: skip
         tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)
     tap.end()

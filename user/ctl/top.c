@@ -317,9 +317,10 @@ static void screen_end(struct top *t)
 {
 	if (!t->screen)
 		return;
+	/* Keys first: who sees the old screen again may type at once. */
+	tcsetattr(STDIN_FILENO, TCSANOW, &t->terminal);
 	printf("\033[?25h\033[?1049l");
 	fflush(stdout);
-	tcsetattr(STDIN_FILENO, TCSANOW, &t->terminal);
 }
 
 static int parse_key(const char *text, size_t *ret)
