@@ -2,7 +2,8 @@
 /*
  * The verdict program of vsr_socks: sees every packet that a guest sends on an accepted vsock
  * connection, before the daemon does. It reads the frame's header, enforces the limits, hashes
- * the payload block by block, keeps per-VM counts, and wakes the daemon up where it is needed.
+ * the payload block by block, drops it as long as it equals what the daemon has cached of the VM,
+ * keeps per-VM counts, and wakes the daemon up where it is needed.
  *
  * It runs under the socket's lock (in the VM's vhost worker), so verdicts of one socket never
  * overlap: its entry in vsr_conns and its buffers in vsr_bufs have one writer. Different sockets
@@ -143,6 +144,9 @@ struct packet {
 	__u32 off;  /* the next byte to look at */
 	__u32 left; /* payload bytes from there on, still to be hashed */
 	int failed; /* bpf_skb_load_bytes() refused */
+	int match;  /* the stream, this packet included, equals the cached content so far */
+	__u64 extent, content; /* that content: its first entry in vsr_blocks, its length */
+	__u64 from;	       /* payload bytes before this packet */
 	struct verdict_cost cost;
 };
 
@@ -221,6 +225,43 @@ __noinline __u64 vsr_hash_block(const struct vsr_buf *buf)
 	return vsr_xxh64_block((const __u64 *)buf->block, vsr_seed);
 }
 
+/* Keeps the block's bytes for the daemon, since hashing goes on in the same buffer: of them it needs
+ * those that came in packets that were dropped. Once a connection. */
+__noinline int vsr_save_block(struct vsr_buf *buf)
+{
+	__u64 *from, *to;
+	__u32 i;
+
+	if (!buf)
+		return 0;
+	from = (__u64 *)buf->block;
+	to = (__u64 *)buf->diverged;
+#ifdef __bpf__
+#pragma clang loop unroll(disable)
+#endif
+	for (i = 0; i < VSR_BLOCK_SIZE / 8; i++)
+		to[i] = from[i];
+	return 0;
+}
+
+static __always_inline void packet_diverges(struct packet *p, struct vsr_buf *buf)
+{
+	vsr_save_block(buf);
+	p->match = 0;
+}
+
+/* Compares the block that was just filled, with this hash. */
+static __always_inline void packet_compare(struct packet *p, struct vsr_buf *buf, __u64 hash)
+{
+	__u32 index = p->extent + p->conn->payload / VSR_BLOCK_SIZE;
+	__u64 *cached = bpf_map_lookup_elem(&vsr_blocks, &index);
+
+	if (!cached)
+		COUNT(p->stats, no_slot, 1);
+	if (!cached || !verdict_block_matches(p->conn, hash, *cached))
+		packet_diverges(p, buf);
+}
+
 /* bpf_loop() callback: the packet's part of one block. Returns 1 when nothing is left. */
 static long packet_hash_part(__u32 i __attribute__((unused)), struct packet *p)
 {
@@ -242,24 +283,71 @@ static long packet_hash_part(__u32 i __attribute__((unused)), struct packet *p)
 		p->failed = 1;
 		return 1;
 	}
-	if (fill + n == VSR_BLOCK_SIZE)
-		c->fold = vsr_digest_fold(c->fold, vsr_hash_block(buf));
+	if (fill + n == VSR_BLOCK_SIZE) {
+		__u64 hash = vsr_hash_block(buf);
+
+		c->fold = vsr_digest_fold(c->fold, hash);
+		if (p->match)
+			packet_compare(p, buf, hash);
+	}
 	c->payload += n;
 	p->off += n;
 	p->left -= n;
 	return p->left == 0;
 }
 
+/* Finds out what the stream is compared with, if it is; a stream that is longer than that differs
+ * here. Returns the flag that it raises. */
+static __always_inline __u32 packet_match(struct packet *p)
+{
+	struct vsr_conn *c = p->conn;
+	__u32 slot = c->slot;
+	struct vsr_grant *grant = bpf_map_lookup_elem(&vsr_grants, &slot);
+	struct vsr_buf *buf = bpf_map_lookup_elem(&vsr_bufs, &slot);
+
+	p->from = c->payload;
+	if (!grant || !buf || (c->flags & VSR_CONN_DIVERGED))
+		return 0;
+	/* They stay as they are while the socket is attached. */
+	p->extent = grant->extent;
+	p->content = grant->extent_bytes;
+	p->match = verdict_can_match(c, p->content, p->left);
+	if (p->match || !p->content)
+		return 0;
+	packet_diverges(p, buf);
+	return VSR_CONN_DIVERGED;
+}
+
+/* Hashes the packet's payload, and compares it. Returns the flags that it raises. */
+static __always_inline __u32 packet_hash(struct packet *p)
+{
+	int match = p->match;
+
+	if (p->left)
+		bpf_loop(VSR_PACKET_MAX / VSR_BLOCK_SIZE + 1, packet_hash_part, p, 0);
+	if (p->failed)
+		return VSR_CONN_BAD_PACKET;
+	p->conn->match_left = p->match ? p->content - p->conn->payload : 0;
+	return match && !p->match ? VSR_CONN_DIVERGED : 0;
+}
+
+/* What becomes of a packet, beside the flags that it raises. */
+enum fate {
+	FATE_PASS,
+	FATE_KNOWN, /* dropped: the daemon's cache has it */
+	FATE_DROP,
+};
+
 /*
  * Everything that can be said of a packet. Returns the flags that it raises; it is dropped if one
- * of VSR_CONN_REFUSED is among them, or *ret_drop is set.
- * Comparison with cached content belongs between the limit and the charge: a packet that is
- * dropped as known costs nothing.
+ * of VSR_CONN_REFUSED is among them, or as *ret_fate says. Where it is compared it is charged only
+ * after that: a packet that is dropped as known costs nothing.
  */
-static __always_inline __u32 packet_judge(struct packet *p, int *ret_drop)
+static __always_inline __u32 packet_judge(struct packet *p, enum fate *ret_fate)
 {
 	struct vsr_conn *c = p->conn;
 	__u32 raised;
+	int compared;
 
 	raised = verdict_gate(p->len, p->cost.wmem);
 	if (raised)
@@ -267,7 +355,7 @@ static __always_inline __u32 packet_judge(struct packet *p, int *ret_drop)
 
 	/* Later bytes only close a complete frame; they are no violation. */
 	if (c->flags & (VSR_CONN_REFUSED | VSR_CONN_FRAME_DONE)) {
-		*ret_drop = 1;
+		*ret_fate = FATE_DROP;
 		return 0;
 	}
 
@@ -278,15 +366,21 @@ static __always_inline __u32 packet_judge(struct packet *p, int *ret_drop)
 	if (raised & VSR_CONN_REFUSED)
 		return raised;
 
-	raised |= packet_afford(p);
+	raised |= packet_match(p);
+	compared = p->match;
+	if (!compared)
+		raised |= packet_afford(p);
 	if (raised & VSR_CONN_REFUSED)
 		return raised;
 
-	if (p->left) {
-		bpf_loop(VSR_PACKET_MAX / VSR_BLOCK_SIZE + 1, packet_hash_part, p, 0);
-		if (p->failed)
-			return raised | VSR_CONN_BAD_PACKET;
-	}
+	raised |= packet_hash(p);
+	if (p->match)
+		*ret_fate = FATE_KNOWN;
+	else if (compared)
+		raised |= packet_afford(p);
+	if (raised & VSR_CONN_REFUSED)
+		return raised;
+
 	/* A packet with the frame's end and more is passed whole: it cannot be split, and the
 	 * daemon reads no more than it needs. */
 	if (verdict_frame_done(c))
@@ -332,8 +426,20 @@ static __always_inline void count_flags(struct packet *p, struct vsr_vm_seen *vm
 	COUNT_FLAG(VSR_CONN_UNREAD_UPDATES, unread_updates);
 }
 
+/* A stream that is as long as the cached content and equals all its whole blocks is a duplicate, as
+ * far as can be seen here: until it goes on. */
+static __always_inline void count_duplicate(const struct packet *p, struct vsr_vm_seen *vm)
+{
+	if (!p->content || p->conn->payload == p->from)
+		return;
+	if (p->match && p->conn->payload == p->content)
+		COUNT(vm, duplicates, 1);
+	else if (p->from == p->content)
+		COUNT(vm, duplicates, -1);
+}
+
 /* Counts the packet for its connection, its VM, and in the totals. */
-static __always_inline void packet_count(struct packet *p, struct vsr_vm_seen *vm, int dropped,
+static __always_inline void packet_count(struct packet *p, struct vsr_vm_seen *vm, enum fate fate,
 					 __u64 now)
 {
 	struct vsr_conn *c = p->conn;
@@ -344,6 +450,9 @@ static __always_inline void packet_count(struct packet *p, struct vsr_vm_seen *v
 			COUNT(vm, connections, 1);
 		COUNT(vm, packets, 1);
 		COUNT(vm, bytes, p->len);
+		if (fate == FATE_KNOWN)
+			COUNT(vm, bytes_known, p->len);
+		count_duplicate(p, vm);
 	}
 	COUNT(p->stats, packets, 1);
 	COUNT(p->stats, bytes, p->len);
@@ -353,13 +462,20 @@ static __always_inline void packet_count(struct packet *p, struct vsr_vm_seen *v
 	c->last_ns = now;
 	c->packets++;
 	c->seen += p->len;
-	if (dropped) {
-		c->refused += p->len;
-		COUNT(p->stats, bytes_refused, p->len);
-	} else {
+	switch (fate) {
+	case FATE_PASS:
 		c->passed += p->len;
 		c->packets_queued++;
 		COUNT(p->stats, bytes_passed, p->len);
+		break;
+	case FATE_KNOWN:
+		c->known += p->len;
+		COUNT(p->stats, bytes_known, p->len);
+		break;
+	case FATE_DROP:
+		c->refused += p->len;
+		COUNT(p->stats, bytes_refused, p->len);
+		break;
 	}
 }
 
@@ -391,6 +507,8 @@ static __always_inline void announce_flags(struct packet *p, __u64 cookie, __u32
 		announce(p, cookie, VSR_EVENT_UNREAD_UPDATES);
 	if ((fresh & VSR_CONN_HEADER_DONE) && p->conn->mode == VSR_MODE_VSR2)
 		announce(p, cookie, VSR_EVENT_HEADER);
+	if (fresh & VSR_CONN_DIVERGED)
+		announce(p, cookie, VSR_EVENT_DIVERGED);
 	if (fresh & VSR_CONN_FRAME_DONE)
 		announce(p, cookie, VSR_EVENT_FRAME);
 	if ((fresh & VSR_CONN_VIOLATIONS) && !(before & VSR_CONN_VIOLATIONS))
@@ -405,7 +523,7 @@ int vsr_ingest(struct __sk_buff *skb)
 	struct packet p = { .skb = skb, .len = skb->len };
 	struct vsr_vm_seen *vm;
 	__u32 zero = 0, raised, before, fresh;
-	int drop = 0;
+	enum fate fate = FATE_PASS;
 
 	p.stats = bpf_map_lookup_elem(&vsr_stats, &zero);
 	if (!p.stats)
@@ -417,11 +535,11 @@ int vsr_ingest(struct __sk_buff *skb)
 	}
 
 	packet_cost(&p);
-	raised = packet_judge(&p, &drop);
+	raised = packet_judge(&p, &fate);
 	if (raised & VSR_CONN_REFUSED)
-		drop = 1;
+		fate = FATE_DROP;
 	vm = vm_seen(&p, now);
-	packet_count(&p, vm, drop, now);
+	packet_count(&p, vm, fate, now);
 
 	/* The flags come last, behind a full barrier (an atomic that returns a value is one): who
 	 * reads a flag and then the rest finds the rest as new as the flag. */
@@ -433,5 +551,5 @@ int vsr_ingest(struct __sk_buff *skb)
 		count_flags(&p, vm, fresh);
 		announce_flags(&p, cookie, before, fresh);
 	}
-	return drop ? SK_DROP : SK_PASS;
+	return fate == FATE_PASS ? SK_PASS : SK_DROP;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What the verdict program decides about a packet, as pure functions on the connection's entry:
- * the header's state machine, the limit, the charge, the split into blocks. Everything here
- * compiles natively too (tests/test_verdict.c); what needs the kernel is in ingest.bpf.c.
+ * the header's state machine, the limit, the charge, the split into blocks, the comparison with
+ * cached content. Everything here compiles natively too (tests/test_verdict.c); what needs the kernel is in ingest.bpf.c.
  */
 #ifndef VSR_VERDICT_BPF_H
 #define VSR_VERDICT_BPF_H
@@ -113,11 +113,13 @@ verdict_inline void verdict_requeue(struct vsr_conn *c, __u64 rmem)
 		c->packets_queued = most;
 }
 
-/* Bytes that the connection costs with the packet at hand in its queue (DESIGN 2, charge). */
+/* Bytes that the connection costs with the packet at hand in its queue (DESIGN 2, charge). What was
+ * dropped as known is among them, since the daemon restores it from its cache as soon as it reads;
+ * buffered is without it. */
 verdict_inline __u64 verdict_charge(const struct vsr_conn *c, __u64 buffered,
 				    const struct verdict_cost *cost)
 {
-	return buffered + cost->rmem + cost->wmem + cost->truesize +
+	return buffered + c->known + cost->rmem + cost->wmem + cost->truesize +
 	       VSR_PACKET_OVERHEAD * (c->packets_queued + 1);
 }
 
@@ -165,6 +167,31 @@ verdict_inline __u32 verdict_block_part(__u64 payload, __u32 left)
 	__u32 room = VSR_BLOCK_SIZE - (payload & (VSR_BLOCK_SIZE - 1));
 
 	return left < room ? left : room;
+}
+
+/*
+ * Comparison (DESIGN 2). While all that a stream has brought equals a content that the daemon has
+ * cached, its packets are dropped. Only whole blocks are compared, since only their digests are
+ * known; bytes that do not fill a block yet are believed, and stay in the block's buffer, where the
+ * daemon finds them: at the end it compares them itself. A padded last block is never compared: a
+ * stream that goes on with zeros would equal it.
+ */
+
+/* Whether the connection's stream, about to bring `left` bytes of payload, can still equal a content
+ * of this length (0: there is none to compare with). Bytes past its end differ. */
+verdict_inline int verdict_can_match(const struct vsr_conn *c, __u64 content, __u32 left)
+{
+	return content > 0 && !(c->flags & VSR_CONN_DIVERGED) && c->payload + left <= content;
+}
+
+/* The block at c->payload was filled: whether it equals the content's there, whose digest is
+ * `cached`. */
+verdict_inline int verdict_block_matches(struct vsr_conn *c, __u64 hash, __u64 cached)
+{
+	if (hash != cached)
+		return 0;
+	c->matched += VSR_BLOCK_SIZE;
+	return 1;
 }
 
 #endif

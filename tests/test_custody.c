@@ -433,7 +433,7 @@ static enum relay_verdict known(struct world *w, uint32_t cid, char what, bool f
 	enum relay_verdict v;
 
 	assert_int_equal(relay_known(w->r, vm_of(w, cid), buf_len(b), digest_of(b),
-				     framed ? &xxh64 : NULL, w->now, &v),
+				     framed ? &xxh64 : NULL, METRIC_KERNEL, w->now, &v),
 			 0);
 	buf_unref(b);
 	return v;

@@ -278,8 +278,8 @@ static enum relay_verdict known(struct world *w, uint32_t cid, char what)
 	struct buf *b = content(what);
 	enum relay_verdict verdict = RELAY_ACCEPTED;
 
-	assert_int_equal(relay_known(w->r, vm_of(w, cid), buf_len(b), digest_of(b), NULL, w->now,
-				     &verdict),
+	assert_int_equal(relay_known(w->r, vm_of(w, cid), buf_len(b), digest_of(b), NULL,
+				     METRIC_KERNEL, w->now, &verdict),
 			 0);
 	check(w);
 	return verdict;
@@ -576,13 +576,13 @@ static void known_digest_under_another_header_is_a_digest_mismatch(void **state 
 
 	world_open(&w, defaults(), unlimited);
 	assert_int_equal(submit(&w, 7, 'a'), RELAY_ACCEPTED);
-	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b), digest_of(b), &name, w.now,
-				     &verdict),
+	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b), digest_of(b), &name,
+				     METRIC_KERNEL, w.now, &verdict),
 			 0);
 	assert_int_equal(verdict, RELAY_DUPLICATE);
 	name++;
-	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b), digest_of(b), &name, w.now,
-				     &verdict),
+	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b), digest_of(b), &name,
+				     METRIC_KERNEL, w.now, &verdict),
 			 -EBADMSG);
 	world_close(&w);
 }
@@ -596,8 +596,8 @@ static void length_counts_beside_the_digest(void **state _unused_)
 
 	world_open(&w, defaults(), unlimited);
 	assert_int_equal(submit(&w, 7, 'a'), RELAY_ACCEPTED);
-	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b) + 1, digest_of(b), NULL, w.now,
-				     &verdict),
+	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b) + 1, digest_of(b), NULL,
+				     METRIC_KERNEL, w.now, &verdict),
 			 0);
 	assert_int_equal(verdict, RELAY_NEW);
 	assert_int_equal(relay_offer(w.r, vm_of(&w, 7), buf_len(b) - 1, name_of(b), w.now),
@@ -1695,7 +1695,7 @@ static void life_report(struct life *l)
 		break;
 	case 1:
 		r = relay_known(l->w.r, vm_of(&l->w, cid), buf_len(b), digest_of(b),
-				rnd(2) ? &name : NULL, l->w.now, &verdict);
+				rnd(2) ? &name : NULL, METRIC_KERNEL, l->w.now, &verdict);
 		assert_int_equal(r, 0);
 		if (verdict != RELAY_NEW)
 			return;

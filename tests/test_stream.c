@@ -27,7 +27,7 @@ struct world {
 	enum reason reason;
 };
 
-static void world_open(struct world *w, uint64_t reserved)
+static void world_open_match(struct world *w, uint64_t reserved, struct match *match)
 {
 	int fds[2];
 
@@ -41,8 +41,13 @@ static void world_open(struct world *w, uint64_t reserved)
 	w->ours = fds[0];
 	w->theirs = fds[1];
 	assert_int_equal(stream_open(&w->s, &w->config, w->ours, false,
-				     (struct vsr_vm_id){ .cid = 42 }, 3, reserved),
+				     (struct vsr_vm_id){ .cid = 42 }, 3, reserved, match),
 			 0);
+}
+
+static void world_open(struct world *w, uint64_t reserved)
+{
+	world_open_match(w, reserved, NULL);
 }
 
 static void world_close(struct world *w)
@@ -129,8 +134,10 @@ static void assert_payload(struct world *w, const uint8_t *payload, size_t n)
 
 	assert_int_equal(look(w), STREAM_ENDED); /* and goes on saying so */
 	assert_int_equal(stream_length(&w->s), n);
-	assert_int_equal(stream_digest(&w->s, &digest), 0);
-	assert_int_equal(digest, digest_bytes(SEED, payload, n));
+	if (stream_unread(&w->s)) {
+		assert_int_equal(stream_digest(&w->s, &digest), 0);
+		assert_int_equal(digest, digest_bytes(SEED, payload, n));
+	}
 	assert_int_equal(stream_take(&w->s, &w->reason), 0);
 	assert_int_equal(stream_take(&w->s, &w->reason), 0);
 	assert_int_equal(buf_len(w->s.buf), n);
@@ -451,6 +458,234 @@ static void nothing_received_costs_no_buffer(void **state _unused_)
 	world_close(&w);
 }
 
+/* ---- comparison with cached content -------------------------------------------------------------- */
+
+/* The cache's part: a content that streams are compared with. */
+static struct match *match_of(struct match_table *t, const uint8_t *p, size_t n)
+{
+	_cleanup_(buf_unrefp)
+	struct buf *b = NULL;
+	struct match *m;
+
+	assert_int_equal(buf_new(n, &b), 0);
+	memcpy(buf_tail(b), p, n);
+	buf_advance(b, n);
+	buf_seal(b);
+	m = match_new(t, b, digest_bytes(SEED, p, n), XXH64(p, n, 0), NULL);
+	assert_non_null(m);
+	return m;
+}
+
+static int table_new(void **state)
+{
+	return match_table_new(NULL, 0, (struct match_table **)state);
+}
+
+static int table_free(void **state)
+{
+	struct match_figures f;
+
+	match_table_figures(*state, &f);
+	assert_int_equal(f.pinned, 0);
+	*state = match_table_free(*state);
+	return 0;
+}
+
+static void assert_blocks(const uint64_t *blocks, const uint8_t *p, size_t n)
+{
+	for (size_t i = 0; i < n / VSR_BLOCK_SIZE; i++)
+		assert_int_equal(blocks[i], XXH64(p + i * VSR_BLOCK_SIZE, VSR_BLOCK_SIZE, SEED));
+}
+
+/* Sends the n bytes at p in this mode, to a stream that is compared with `content`: it ends with
+ * exactly these bytes, and where they equal the content they were not kept. */
+static void assert_compared(struct match_table *t, const uint8_t *content, size_t content_len,
+			    const uint8_t *p, size_t n, uint32_t mode, size_t chunk)
+{
+	struct match *m = match_of(t, content, content_len);
+	_cleanup_free_ uint8_t *f = frame(VSR_MODE_VSR1, p, n);
+	size_t header = mode == VSR_MODE_RAW ? 0 : VSR_HEADER_SIZE, same = 0;
+	bool repeat = n == content_len && memcmp(p, content, n) == 0;
+	struct world w;
+
+	while (same < MIN(n, content_len) && p[same] == content[same])
+		same++;
+	world_open_match(&w, 2 * MAX_BYTES, m);
+	assert_true(feed(&w, f + VSR_HEADER_SIZE - header, header + n, chunk) <= STREAM_ENDED);
+	if (mode == VSR_MODE_RAW)
+		half_close(&w);
+	assert_int_equal(look_all(&w), STREAM_ENDED);
+	assert_int_equal(stream_repeats(&w.s), repeat);
+	assert_int_equal(stream_unread(&w.s), repeat);
+	assert_true(w.s.seen.known + 65536 >= header + same);
+	assert_true(w.s.seen.known <= header + same);
+	assert_int_equal(w.s.received, header + n);
+	if (same == n)
+		assert_null(w.s.buf);
+	assert_payload(&w, p, n);
+	if (repeat)
+		assert_ptr_equal(w.s.buf, match_content(m)); /* no second copy */
+	else
+		assert_blocks(stream_blocks(&w.s), p, n);
+	world_close(&w);
+	match_uncache(m);
+}
+
+static const size_t chunks[] = { 1000, 4096, 65536 };
+
+static void compare_in_all_modes(struct match_table *t, const uint8_t *content, size_t content_len,
+				 const uint8_t *p, size_t n)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(chunks); i++) {
+		if (n > 100000 && chunks[i] < 65536)
+			continue;
+		assert_compared(t, content, content_len, p, n, VSR_MODE_RAW, chunks[i]);
+		assert_compared(t, content, content_len, p, n, VSR_MODE_VSR1, chunks[i]);
+	}
+}
+
+static void a_repeat_is_not_kept(void **state)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+		_cleanup_free_ uint8_t *p = some_bytes(sizes[i]);
+
+		compare_in_all_modes(*state, p, sizes[i], p, sizes[i]);
+	}
+}
+
+static void one_changed_byte_restores_what_was_not_kept(void **state)
+{
+	static const size_t at[] = { 0, 1, 15, 16, 4095, 4096, 65535, 65536, 500000 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++)
+		for (size_t e = 0; e <= ARRAY_SIZE(at); e++) {
+			size_t n = sizes[i], where = e < ARRAY_SIZE(at) ? at[e] : n - 1;
+			_cleanup_free_ uint8_t *p = some_bytes(n), *q = some_bytes(n);
+
+			if (where >= n)
+				continue;
+			q[where] ^= 2;
+			compare_in_all_modes(*state, p, n, q, n);
+		}
+}
+
+static void shorter_longer_and_zeros_are_other_content(void **state)
+{
+	static const size_t by[] = { 1, 16, 4096, 70000 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++)
+		for (size_t e = 0; e < ARRAY_SIZE(by); e++) {
+			size_t n = sizes[i];
+			_cleanup_free_ uint8_t *p = some_bytes(n + by[e]);
+
+			compare_in_all_modes(*state, p, n, p, n + by[e]);
+			compare_in_all_modes(*state, p, n + by[e], p, n);
+			memset(p + n, 0, by[e]);
+			compare_in_all_modes(*state, p, n, p, n + by[e]);
+		}
+}
+
+static void what_is_compared_costs_nothing_until_the_cache_lets_go(void **state)
+{
+	enum { N = 300000 };
+	_cleanup_free_ uint8_t *p = some_bytes(N + 1);
+	struct match *m = match_of(*state, p, N);
+	struct world w;
+
+	world_open_match(&w, 1000, m);
+	assert_int_equal(feed(&w, p, N - 1, 65536), STREAM_MORE);
+	assert_int_equal(look_all(&w), STREAM_MORE);
+	assert_int_equal(stream_charge(&w.s), 0);
+	match_uncache(m);
+	assert_in_range(stream_charge(&w.s), N, N + VSR_BLOCK_SIZE);
+	assert_in_range(stream_pinned(&w.s), N, N + VSR_BLOCK_SIZE);
+	/* It is what the stream is made of when it differs at last. */
+	stream_reserve(&w.s, 2 * N);
+	p[N - 1] ^= 1;
+	assert_int_equal(feed(&w, p + N - 1, 1, 1), STREAM_MORE);
+	assert_int_equal(stream_pinned(&w.s), 0);
+	half_close(&w);
+	assert_int_equal(look_all(&w), STREAM_ENDED);
+	assert_payload(&w, p, N);
+	world_close(&w);
+}
+
+static void a_difference_that_cannot_be_paid_is_over_budget(void **state)
+{
+	enum { N = 300000 };
+	_cleanup_free_ uint8_t *p = some_bytes(N);
+	struct match *m = match_of(*state, p, N);
+	struct world w;
+
+	for (unsigned reserve = 0; reserve < 2; reserve++) {
+		enum stream_state state_now;
+
+		world_open_match(&w, 1000, m);
+		w.pool.limit = reserve ? MIB : 0;
+		assert_int_equal(feed(&w, p, 200000, 65536), STREAM_MORE);
+		assert_int_equal(look_all(&w), STREAM_MORE);
+		state_now = feed(&w, (const uint8_t *)"other", 5, 5);
+		if (reserve) {
+			assert_int_equal(state_now, STREAM_MORE);
+			assert_in_range(w.s.share, 200005 - 1000, 200005 - 1000 + 65536);
+		} else {
+			assert_refused(&w, state_now, REASON_OVER_BUDGET);
+		}
+		world_close(&w);
+	}
+	match_uncache(m);
+}
+
+static int unpack_some(const struct buf *packed _unused_, uint8_t *to, size_t n)
+{
+	_cleanup_free_ uint8_t *p = some_bytes(n);
+
+	memcpy(to, p, n);
+	return 0;
+}
+
+static int unpack_nothing(const struct buf *packed _unused_, uint8_t *to _unused_,
+			  size_t n _unused_)
+{
+	return -EIO;
+}
+
+static void content_that_is_packed_meanwhile_restores_the_beginning(void **state)
+{
+	enum { N = 200000 };
+	_cleanup_free_ uint8_t *p = some_bytes(N);
+	_cleanup_(buf_unrefp)
+	struct buf *packed = NULL;
+
+	assert_int_equal(buf_new(1, &packed), 0);
+	buf_seal(packed);
+	for (unsigned good = 0; good < 2; good++) {
+		struct match *m = match_of(*state, p, N);
+		enum stream_state state_now;
+		struct world w;
+
+		world_open_match(&w, MIB, m);
+		assert_int_equal(feed(&w, p, N / 2, 65536), STREAM_MORE);
+		assert_int_equal(look_all(&w), STREAM_MORE);
+		match_pack(m, packed, good ? unpack_some : unpack_nothing);
+		state_now = feed(&w, p + N / 2, N / 2, 65536);
+		if (good) {
+			assert_int_equal(state_now, STREAM_MORE);
+			half_close(&w);
+			assert_int_equal(look_all(&w), STREAM_ENDED);
+			assert_payload(&w, p, N);
+		} else {
+			assert_refused(&w, state_now, REASON_INTERNAL);
+		}
+		world_close(&w);
+		/* One that is packed already is not compared with here. */
+		world_open_match(&w, MIB, m);
+		assert_null(w.s.match);
+		world_close(&w);
+		match_uncache(m);
+	}
+}
+
 /* ---- turns ----------------------------------------------------------------------------------------- */
 
 /* A socket pair whose buffers take all of it at once. */
@@ -484,6 +719,8 @@ static void a_turn_ends_after_a_while_and_a_frame_at_its_last_byte(void **state 
 	}
 }
 
+#define match_test(f) cmocka_unit_test_setup_teardown(f, table_new, table_free)
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -502,6 +739,12 @@ int main(void)
 		cmocka_unit_test(beyond_it_the_shared_reserve_is_drawn_on_and_given_back),
 		cmocka_unit_test(a_larger_reservation_holds_from_now_on),
 		cmocka_unit_test(nothing_received_costs_no_buffer),
+		match_test(a_repeat_is_not_kept),
+		match_test(one_changed_byte_restores_what_was_not_kept),
+		match_test(shorter_longer_and_zeros_are_other_content),
+		match_test(what_is_compared_costs_nothing_until_the_cache_lets_go),
+		match_test(a_difference_that_cannot_be_paid_is_over_budget),
+		match_test(content_that_is_packed_meanwhile_restores_the_beginning),
 		cmocka_unit_test(a_turn_ends_after_a_while_and_a_frame_at_its_last_byte),
 	};
 

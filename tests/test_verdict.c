@@ -12,14 +12,16 @@
 
 #include <cmocka.h>
 
-#include "../bpf/ingest.bpf.c"
+#define SEED   0x243f6a8885a308d3ULL
+#define LIMIT  200000
+#define SLOTS  2
+#define VMS    4
+#define EVENTS 32
+#define BLOCKS 64
+#include "kernel.h"
+
 #include "digest.h"
 
-#define SEED	 0x243f6a8885a308d3ULL
-#define LIMIT	 200000
-#define SLOTS	 2
-#define VMS	 4
-#define EVENTS	 32
 #define NO_GRANT (1ULL << 40)
 
 static uint64_t rng;
@@ -43,131 +45,11 @@ static uint8_t *random_bytes(size_t n)
 	return p;
 }
 
-/* ---- the kernel's part -------------------------------------------------------------------------- */
-
-/* One packet; the program sees ctx and what bpf_cast_to_kern_ctx() makes of it. */
-struct native_skb {
-	struct __sk_buff ctx;
-	struct sk_buff kern;
-	struct sock sk;
-	const uint8_t *data;
-	uint64_t cookie;
-	bool unreadable;
-};
-
-static struct {
-	struct vsr_conn conns[SLOTS]; /* cookie is 100 + index */
-	bool attached[SLOTS];
-	struct vsr_grant grants[SLOTS];
-	struct vsr_buf bufs[SLOTS];
-	struct vsr_pool pool;
-	struct vsr_stats stats;
-	struct {
-		bool used;
-		struct vsr_vm_id id;
-		struct vsr_vm_seen seen;
-	} vms[VMS];
-	struct vsr_event events[EVENTS];
-	unsigned int n_events, room;
-	uint64_t now;
-	bool vms_full;
-} k;
-
-void *bpf_cast_to_kern_ctx(void *obj)
-{
-	return &container_of((struct __sk_buff *)obj, struct native_skb, ctx)->kern;
-}
-
-static void *find_vm(const struct vsr_vm_id *id)
-{
-	size_t i;
-
-	for (i = 0; i < VMS; i++)
-		if (k.vms[i].used && memcmp(&k.vms[i].id, id, sizeof(*id)) == 0)
-			return &k.vms[i].seen;
-	return NULL;
-}
-
-void *bpf_map_lookup_elem(void *map, const void *key)
-{
-	uint32_t index = *(const uint32_t *)key;
-	uint64_t cookie;
-
-	if (map == &vsr_stats)
-		return &k.stats;
-	if (map == &vsr_pool)
-		return &k.pool;
-	if (map == &vsr_grants)
-		return index < SLOTS ? &k.grants[index] : NULL;
-	if (map == &vsr_bufs)
-		return index < SLOTS ? &k.bufs[index] : NULL;
-	if (map == &vsr_vms)
-		return find_vm(key);
-	assert_ptr_equal(map, &vsr_conns);
-	memcpy(&cookie, key, sizeof(cookie));
-	index = cookie - 100;
-	return index < SLOTS && k.attached[index] ? &k.conns[index] : NULL;
-}
-
-long bpf_map_update_elem(void *map, const void *key, const void *value, __u64 flags)
-{
-	size_t i;
-
-	assert_ptr_equal(map, &vsr_vms);
-	assert_int_equal(flags, BPF_NOEXIST);
-	for (i = 0; i < VMS && !k.vms_full; i++)
-		if (!k.vms[i].used) {
-			k.vms[i].used = true;
-			memcpy(&k.vms[i].id, key, sizeof(k.vms[i].id));
-			memcpy(&k.vms[i].seen, value, sizeof(k.vms[i].seen));
-			return 0;
-		}
-	return -ENOMEM;
-}
-
-long bpf_skb_load_bytes(const struct __sk_buff *skb, __u32 off, void *to, __u32 len)
-{
-	const struct native_skb *n = container_of(skb, const struct native_skb, ctx);
-
-	if (n->unreadable || len == 0 || off > skb->len || len > skb->len - off)
-		return -EFAULT;
-	memcpy(to, n->data + off, len);
-	return 0;
-}
-
-__u64 bpf_get_socket_cookie(struct __sk_buff *skb)
-{
-	return container_of(skb, struct native_skb, ctx)->cookie;
-}
-
-__u64 bpf_ktime_get_boot_ns(void)
-{
-	return ++k.now;
-}
-
-void *bpf_ringbuf_reserve(void *ringbuf, __u64 size, __u64 flags)
-{
-	assert_ptr_equal(ringbuf, &vsr_events);
-	assert_int_equal(size, sizeof(struct vsr_event));
-	assert_int_equal(flags, 0);
-	return k.n_events < k.room ? &k.events[k.n_events] : NULL;
-}
-
-void bpf_ringbuf_submit(void *data, __u64 flags)
-{
-	assert_ptr_equal(data, &k.events[k.n_events]);
-	assert_int_equal(flags, 0);
-	k.n_events++;
-}
-
 /* ---- a connection ------------------------------------------------------------------------------- */
 
 static int start(void **state _unused_)
 {
-	memset(&k, 0, sizeof(k));
-	k.room = EVENTS;
-	vsr_seed = SEED;
-	vsr_report_limit = LIMIT;
+	kernel_reset();
 	return 0;
 }
 
@@ -177,24 +59,13 @@ static struct vsr_conn *attach(uint32_t slot, uint32_t cid, uint64_t reservation
 	memset(&k.bufs[slot], 0xa5, sizeof(k.bufs[slot]));
 	k.conns[slot] = (struct vsr_conn){ .vm = { .cid = cid }, .slot = slot, .fold = SEED };
 	k.grants[slot] = (struct vsr_grant){ .reservation = reservation };
-	k.attached[slot] = true;
+	k.cookies[slot] = 100 + slot;
 	return &k.conns[slot];
 }
 
-struct charge {
-	int rmem, wmem;
-	unsigned int truesize;
-};
-
 static int packet_at(uint32_t slot, const void *data, uint32_t len, struct charge c)
 {
-	struct native_skb n = { .ctx.len = len, .data = data, .cookie = 100 + slot };
-
-	n.kern.truesize = c.truesize;
-	n.kern.sk = &n.sk;
-	n.sk.sk_backlog.rmem_alloc.counter = c.rmem;
-	n.sk.sk_wmem_alloc.refs.counter = c.wmem + 1;
-	return vsr_ingest(&n.ctx);
+	return packet_on(100 + slot, data, len, c);
 }
 
 static int packet(uint32_t slot, const void *data, uint32_t len)
@@ -729,6 +600,247 @@ static void lost_event_is_counted_and_flagged(void **state _unused_)
 	assert_int_equal(k.stats.event_lost, 1);
 }
 
+/* ---- matching ----------------------------------------------------------------------------------- */
+
+#define EXTENT 7 /* where the content's digests lie in vsr_blocks */
+
+/* A connection that is compared with this content. Other entries of vsr_blocks hold other digests. */
+static struct vsr_conn *attach_match(const uint8_t *content, size_t n, uint64_t reservation)
+{
+	struct vsr_conn *c = attach(0, 42, reservation);
+	size_t i;
+
+	memset(k.blocks, 0x77, sizeof(k.blocks));
+	digest_blocks(SEED, content, n, k.blocks + EXTENT);
+	k.grants[0].extent = EXTENT;
+	k.grants[0].extent_bytes = n;
+	for (i = n / VSR_BLOCK_SIZE; i < BLOCKS - EXTENT; i++)
+		assert_int_equal(k.blocks[EXTENT + i], 0x7777777777777777);
+	return c;
+}
+
+/* A stream of n bytes, a header of `header` bytes before it, sent in packets of up to `most`
+ * bytes; what the daemon can make of it: the content's beginning, the partly filled block, what was
+ * passed. It must be the stream. */
+static void assert_rebuilt(const uint8_t *content, size_t content_len, const uint8_t *stream,
+			   size_t header, size_t n, size_t most)
+{
+	_cleanup_free_ uint8_t *got = malloc(header + n + VSR_PACKET_MAX);
+	const struct vsr_conn *c = attach_match(content, content_len, NO_GRANT);
+	size_t passed = 0, at = 0, known, whole, same = 0;
+	uint8_t *to = got;
+
+	assert_non_null(got);
+	while (at < header + n) {
+		size_t part = MIN(header + n - at, 1 + rnd() % most);
+
+		if (packet(0, stream + at, part) == SK_PASS) {
+			passed += part;
+		} else {
+			/* Nothing is dropped any more after the first difference. */
+			assert_int_equal(passed, 0);
+			assert_false(c->flags & VSR_CONN_DIVERGED);
+		}
+		at += part;
+	}
+	while (same < MIN(n, content_len) && stream[header + same] == content[same])
+		same++;
+
+	assert_int_equal(c->known + c->passed, header + n);
+	assert_int_equal(c->passed, passed);
+	assert_int_equal(!!(c->flags & VSR_CONN_DIVERGED), passed > 0);
+	assert_int_equal(events_of(100, VSR_EVENT_DIVERGED), passed > 0);
+	/* Equal to the end, but for the tail, which the daemon compares: nothing passed. */
+	if (n <= content_len && same / VSR_BLOCK_SIZE == n / VSR_BLOCK_SIZE)
+		assert_int_equal(passed, 0);
+	else
+		assert_true(c->known + VSR_PACKET_MAX >= same / VSR_BLOCK_SIZE * VSR_BLOCK_SIZE);
+	assert_int_equal(k.vms[0].seen.bytes_known, c->known);
+	assert_int_equal(k.stats.bytes_known, c->known);
+	assert_int_equal(k.vms[0].seen.duplicates, passed == 0 && n == content_len && n > 0);
+
+	known = MAX((size_t)c->known, header) - header;
+	whole = MIN(known, (size_t)c->matched);
+	memcpy(to, stream, MIN((size_t)c->known, header)); /* the header is kept apart */
+	to += MIN((size_t)c->known, header);
+	memcpy(to, content, whole);
+	to += whole;
+	assert_true(known - whole < VSR_BLOCK_SIZE);
+	memcpy(to, passed ? k.bufs[0].diverged : k.bufs[0].block, known - whole);
+	to += known - whole;
+	memcpy(to, stream + c->known, passed);
+	assert_memory_equal(got, stream, header + n);
+	assert_int_equal(c->payload, n);
+	assert_int_equal(digest_of(c), digest_bytes(SEED, stream + header, n));
+	must_stay_zero();
+}
+
+/* The stream raw, and with the header of a frame before it. */
+static void assert_rebuilt_in_all_modes(const uint8_t *content, size_t content_len,
+					const uint8_t *stream, size_t n)
+{
+	static const size_t most[] = { 1000, 4096, VSR_PACKET_MAX };
+	_cleanup_free_ uint8_t *framed = malloc(VSR_HEADER_SIZE + n);
+	struct vsr_header h = { .mode = VSR_MODE_VSR1, .length = n };
+	size_t i;
+
+	assert_non_null(framed);
+	vsr_header_write(framed, &h);
+	memcpy(framed + VSR_HEADER_SIZE, stream, n);
+	for (i = 0; i < ARRAY_SIZE(most); i++) {
+		start(NULL);
+		assert_rebuilt(content, content_len, stream, 0, n, most[i]);
+		start(NULL);
+		assert_rebuilt(content, content_len, framed, VSR_HEADER_SIZE, n, most[i]);
+		assert_true(k.conns[0].flags & VSR_CONN_FRAME_DONE);
+	}
+}
+
+static const size_t content_lengths[] = { 1,	 4095,	4096,  4097,   8192,   65535,
+					  65536, 65537, 69632, 131072, 199999, LIMIT };
+
+static void a_repeat_is_dropped_to_its_last_byte(void **state _unused_)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(content_lengths); i++) {
+		size_t n = content_lengths[i];
+		_cleanup_free_ uint8_t *p = random_bytes(n);
+
+		p[0] = 1;
+		assert_rebuilt_in_all_modes(p, n, p, n);
+		assert_int_equal(k.conns[0].passed, 0);
+		assert_int_equal(k.conns[0].match_left, 0);
+		assert_int_equal(k.stats.bytes_passed, 0);
+	}
+}
+
+static void one_changed_byte_at_every_edge_is_rebuilt(void **state _unused_)
+{
+	static const size_t at[] = { 0,	    1,	   15,	  16,	 4079,	 4080,	4095,
+				     4096,  4097,  8191,  8192,	 65519,	 65520, 65535,
+				     65536, 65537, 69631, 99999, 131071, 131072 };
+	size_t i, e;
+
+	for (i = 0; i < ARRAY_SIZE(content_lengths); i++) {
+		size_t n = content_lengths[i];
+		_cleanup_free_ uint8_t *p = random_bytes(n), *q = malloc(n);
+
+		p[0] = 1;
+		for (e = 0; e < ARRAY_SIZE(at) + 2; e++) {
+			size_t where = e < ARRAY_SIZE(at)    ? at[e]
+				       : e == ARRAY_SIZE(at) ? n / 2
+							     : n - 1;
+
+			if (where >= n)
+				continue;
+			memcpy(q, p, n);
+			q[where] ^= 2;
+			assert_rebuilt_in_all_modes(p, n, q, n);
+		}
+	}
+}
+
+static void shorter_and_longer_streams_are_rebuilt(void **state _unused_)
+{
+	static const int by[] = { 1, 2, 15, 16, 4095, 4096, 4097, 70000 };
+	size_t i, e;
+
+	for (i = 0; i < ARRAY_SIZE(content_lengths); i++)
+		for (e = 0; e < ARRAY_SIZE(by); e++) {
+			size_t n = content_lengths[i], d = by[e];
+			_cleanup_free_ uint8_t *p = random_bytes(n + d);
+
+			p[0] = 1;
+			if (n + d <= LIMIT)
+				assert_rebuilt_in_all_modes(p, n, p, n + d);
+			if (d < n)
+				assert_rebuilt_in_all_modes(p, n, p, n - d);
+		}
+}
+
+/* The last block is hashed with zeros behind it: a stream that goes on with zeros is another. */
+static void zeros_behind_the_content_are_a_difference(void **state _unused_)
+{
+	static const size_t zeros[] = { 1, 96, 3996, 4096, 8092 };
+	_cleanup_free_ uint8_t *p = random_bytes(20000);
+	size_t i;
+
+	p[0] = 1;
+	memset(p + 8292, 0, 20000 - 8292);
+	for (i = 0; i < ARRAY_SIZE(zeros); i++) {
+		assert_rebuilt_in_all_modes(p, 8292, p, 8292 + zeros[i]);
+		assert_true(k.conns[0].flags & VSR_CONN_DIVERGED);
+		assert_int_equal(k.vms[0].seen.duplicates, 0);
+		/* And fewer of them are one too. */
+		assert_rebuilt_in_all_modes(p, 8292 + zeros[i], p, 8292);
+	}
+}
+
+static void random_edits_in_random_splits_are_rebuilt(void **state _unused_)
+{
+	int round;
+
+	for (round = 0; round < 2000; round++) {
+		size_t n = random_length(), m = rnd() % 4 ? n : random_length(), edits = rnd() % 3;
+		_cleanup_free_ uint8_t *p = random_bytes(MAX(n, m)), *q = malloc(m);
+		_cleanup_free_ uint8_t *framed = malloc(VSR_HEADER_SIZE + m);
+		struct vsr_header h = { .mode = VSR_MODE_VSR1, .length = m };
+
+		p[0] = 1;
+		memcpy(q, p, m);
+		while (edits-- > 0)
+			q[rnd() % m] = 1 + rnd() % 3;
+		q[0] = q[0] == 'V' ? 1 : q[0];
+		vsr_header_write(framed, &h);
+		memcpy(framed + VSR_HEADER_SIZE, q, m);
+		start(NULL);
+		if (round % 2)
+			assert_rebuilt(p, n, q, 0, m, random_most());
+		else
+			assert_rebuilt(p, n, framed, VSR_HEADER_SIZE, m, random_most());
+	}
+}
+
+static void what_is_dropped_as_known_costs_nothing_until_it_is_needed(void **state _unused_)
+{
+	size_t n = 150000, at;
+	_cleanup_free_ uint8_t *p = random_bytes(n);
+	struct vsr_conn *c;
+
+	p[0] = 1;
+	c = attach_match(p, n, 1000);
+	for (at = 0; at < 100000; at += 10000)
+		assert_int_equal(packet(0, p + at, 10000), SK_DROP);
+	assert_int_equal(c->flags, 0);
+	assert_int_equal(c->match_left, 50000);
+	/* It will be in the daemon's buffer: no room for that is over the budget. */
+	p[100000] ^= 1;
+	assert_int_equal(packet(0, p + 100000, 10000), SK_DROP);
+	assert_int_equal(c->flags, VSR_CONN_DIVERGED | VSR_CONN_OVER_BUDGET);
+	assert_int_equal(c->known, 100000);
+	assert_int_equal(c->match_left, 0);
+
+	c = attach_match(p, n, 300000);
+	p[100000] ^= 1;
+	for (at = 0; at < 100000; at += 10000)
+		assert_int_equal(packet(0, p + at, 10000), SK_DROP);
+	assert_int_equal(packet(0, p + 100000, 10000), SK_PASS);
+	assert_int_equal(c->flags, VSR_CONN_DIVERGED);
+}
+
+static void an_extent_beyond_the_map_is_counted_and_no_match(void **state _unused_)
+{
+	size_t n = 2 * VSR_BLOCK_SIZE;
+	_cleanup_free_ uint8_t *p = random_bytes(n);
+
+	p[0] = 1;
+	attach_match(p, n, NO_GRANT);
+	k.grants[0].extent = BLOCKS;
+	assert_int_equal(packet(0, p, n), SK_PASS);
+	assert_int_equal(k.stats.no_slot, 1);
+}
+
 /* Whatever a guest sends: the sums hold, each kind of event comes at most once, a refused
  * connection passes nothing any more, and the digest is that of the payload that was passed. */
 static void sums_hold_for_hostile_streams(void **state _unused_)
@@ -811,6 +923,13 @@ int main(void)
 		verdict_test(vm_counts_connections_packets_and_bytes),
 		verdict_test(vm_map_without_room_costs_only_its_counts),
 		verdict_test(lost_event_is_counted_and_flagged),
+		verdict_test(a_repeat_is_dropped_to_its_last_byte),
+		verdict_test(one_changed_byte_at_every_edge_is_rebuilt),
+		verdict_test(shorter_and_longer_streams_are_rebuilt),
+		verdict_test(zeros_behind_the_content_are_a_difference),
+		verdict_test(random_edits_in_random_splits_are_rebuilt),
+		verdict_test(what_is_dropped_as_known_costs_nothing_until_it_is_needed),
+		verdict_test(an_extent_beyond_the_map_is_counted_and_no_match),
 		verdict_test(sums_hold_for_hostile_streams),
 	};
 	const char *given = getenv("VERDICT_TEST_SEED");

@@ -56,6 +56,7 @@ struct daemon {
 	struct admission *admission;
 	struct relay *relay;
 	struct ingest_bpf *bpf;
+	struct match_table *matches;
 	struct ingest *ingest;
 	struct probes *probes;
 	struct listener *vsock;
@@ -318,6 +319,7 @@ static void refresh_sandbox(void)
 static void refresh_bpf(const struct daemon *d)
 {
 	bool bpf = ingest_bpf_active(d->ingest);
+	struct match_figures m;
 	struct vsr_stats stats;
 
 	metric_set_label(METRIC_BPF_MODE, METRIC_BPF_KERNEL, bpf);
@@ -325,6 +327,10 @@ static void refresh_bpf(const struct daemon *d)
 	if (d->bpf && ingest_bpf_stats(d->bpf, &stats) == 0)
 		metrics_set_bpf(&stats);
 	metric_set(METRIC_MEMORY_SHARED, (double)ingest_pool_drawn(d->ingest));
+	match_table_figures(d->matches, &m);
+	metric_set(METRIC_MATCH_BLOCKS, (double)m.blocks_used);
+	metric_set(METRIC_MATCH_BLOCKS_LIMIT, (double)m.blocks);
+	metric_set(METRIC_MEMORY_PINNED, (double)m.pinned);
 }
 
 static void refresh_spool(const struct daemon *d, const struct relay_figures *r)
@@ -837,6 +843,22 @@ static int start_core(struct daemon *d)
 	return r < 0 ? log_error_errno(r, "cannot start") : 0;
 }
 
+/* Where no verdict runs, user space alone compares, and needs no digests. */
+static int start_matches(struct daemon *d)
+{
+	bool bpf = d->bpf && !ingest_bpf_maps_only(d->bpf);
+	uint64_t *blocks = NULL;
+	uint32_t n = 0;
+	int r;
+
+	if (bpf)
+		blocks = ingest_bpf_blocks(d->bpf, &n);
+	r = match_table_new(blocks, n, &d->matches);
+	if (r == 0)
+		relay_set_matches(d->relay, d->matches);
+	return r;
+}
+
 static int start_ingest(struct daemon *d, uint64_t seed)
 {
 	struct ingest_settings s = ingest_of(d->settings);
@@ -853,7 +875,9 @@ static int start_ingest(struct daemon *d, uint64_t seed)
 
 	if (d->bpf)
 		relay_observe(d->relay, on_vm_changed, d);
-	r = ingest_new(&s, &parts, &d->ingest);
+	r = start_matches(d);
+	if (r == 0)
+		r = ingest_new(&s, &parts, &d->ingest);
 	if (r == 0)
 		r = probes_new(d->event, on_probe, d, &d->probes);
 	return r < 0 ? log_error_errno(r, "ingest") : 0;
@@ -1203,6 +1227,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->spool = spool_free(d->spool);
 	d->admission = admission_free(d->admission);
 	d->vms = vm_table_free(d->vms);
+	d->matches = match_table_free(d->matches);
 	d->bpf = ingest_bpf_free(d->bpf);
 	d->vsock_retry = sd_event_source_disable_unref(d->vsock_retry);
 	d->timer = sd_event_source_disable_unref(d->timer);

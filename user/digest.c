@@ -8,11 +8,21 @@ void digest_init(struct digest *d, uint64_t seed)
 	d->seed = seed;
 	d->fold = seed;
 	d->length = 0;
+	d->blocks = NULL;
+}
+
+void digest_keep_blocks(struct digest *d, uint64_t *blocks)
+{
+	d->blocks = blocks;
 }
 
 static void fold_block(struct digest *d, const void *block)
 {
-	d->fold = vsr_digest_fold(d->fold, XXH64(block, VSR_BLOCK_SIZE, d->seed));
+	uint64_t hash = XXH64(block, VSR_BLOCK_SIZE, d->seed);
+
+	d->fold = vsr_digest_fold(d->fold, hash);
+	if (d->blocks)
+		d->blocks[d->length / VSR_BLOCK_SIZE] = hash;
 }
 
 void digest_update(struct digest *d, const void *p, size_t n)
@@ -44,9 +54,15 @@ uint64_t digest_final(const struct digest *d)
 
 uint64_t digest_bytes(uint64_t seed, const void *p, size_t n)
 {
+	return digest_blocks(seed, p, n, NULL);
+}
+
+uint64_t digest_blocks(uint64_t seed, const void *p, size_t n, uint64_t *ret_blocks)
+{
 	struct digest d;
 
 	digest_init(&d, seed);
+	digest_keep_blocks(&d, ret_blocks);
 	digest_update(&d, p, n);
 	return digest_final(&d);
 }

@@ -15,11 +15,15 @@ struct digest {
 	uint64_t seed;
 	uint64_t fold;		       /* of all full blocks */
 	uint64_t length;	       /* payload bytes so far */
+	uint64_t *blocks;	       /* where the hashes of whole blocks are kept, or NULL */
 	uint8_t block[VSR_BLOCK_SIZE]; /* its first length % VSR_BLOCK_SIZE bytes are pending */
 };
 
 /* Starts a digest; seed is the node's (kept beside the spool). */
 void digest_init(struct digest *d, uint64_t seed);
+/* Keeps the hash of every whole block from the beginning on, for match_new(): `blocks` is the
+ * caller's, and has room for as many as the payload will have. To be called before any byte. */
+void digest_keep_blocks(struct digest *d, uint64_t *blocks);
 /* Adds n bytes; any split of the same bytes gives the same digest. */
 void digest_update(struct digest *d, const void *p, size_t n);
 /* The digest of the bytes so far; d is not changed and can take more. */
@@ -27,6 +31,8 @@ uint64_t digest_final(const struct digest *d);
 
 /* The digest of n bytes at once. */
 uint64_t digest_bytes(uint64_t seed, const void *p, size_t n);
+/* The same, and the hashes of its n / VSR_BLOCK_SIZE whole blocks. */
+uint64_t digest_blocks(uint64_t seed, const void *p, size_t n, uint64_t *ret_blocks);
 
 /*
  * Finishes what BPF began: fold and length are vsr_conn.fold and vsr_conn.payload, block is the

@@ -96,6 +96,8 @@ static void export_seen(struct ingest *i, const struct conn *c, enum reason reas
 	v.connections++;
 	v.packets += seen->packets;
 	v.bytes += seen->seen;
+	v.bytes_known += seen->known;
+	v.duplicates += c->stream.ended && stream_repeats(&c->stream);
 	v.bad_header += reason == REASON_BAD_HEADER;
 	v.too_large += reason == REASON_TOO_LARGE;
 	v.over_budget += reason == REASON_OVER_BUDGET;
@@ -341,6 +343,9 @@ static void conn_end(struct conn *c, enum reason reason, enum vsr_status status,
 	export_seen(i, c, reason);
 	export_vm(i, c->vm);
 	find_unseen(c);
+	metric_add(METRIC_BYTES_READ, c->stream.received);
+	metric_add_label(METRIC_BYTES_KNOWN, c->stream.attached ? METRIC_KERNEL : METRIC_DAEMON,
+			 c->stream.seen.known);
 	i->by_slot[c->stream.slot] = NULL;
 	i->free_slots[i->n_free_slots++] = c->stream.slot;
 	stream_close(&c->stream);
@@ -450,6 +455,7 @@ static void conn_submit(struct conn *c, uint64_t now)
 		.content = content,
 		.digest = digest,
 		.xxh64 = xxh64,
+		.blocks = stream_blocks(&c->stream),
 		.framed = stream_framed(&c->stream),
 		.vm_id = info.vm_id,
 		.vm_id_len = info.vm_id_len,
@@ -493,7 +499,8 @@ static bool kept_back_for_too_long(const struct conn *c, uint64_t now)
 	return usec_sub(now, c->since) >= usec_add(s->deadline, s->idle);
 }
 
-/* The stream is complete. What BPF hashed may be known; then it need not be read. */
+/* The stream is complete. What BPF hashed, or what equals the cached content, may be known; then it
+ * need not be read or kept. */
 static void conn_complete(struct conn *c, uint64_t now)
 {
 	struct relay *relay = c->ingest->parts.relay;
@@ -503,7 +510,7 @@ static void conn_complete(struct conn *c, uint64_t now)
 	uint64_t digest, xxh64;
 	int r;
 
-	if (s->attached && !s->sealed && s->read == 0 && stream_length(s) > 0) {
+	if (stream_unread(s) && stream_length(s) > 0) {
 		struct vsr_header h;
 
 		stream_header(s, &h);
@@ -511,7 +518,8 @@ static void conn_complete(struct conn *c, uint64_t now)
 		r = stream_digest(s, &digest);
 		if (r == 0)
 			r = relay_known(relay, c->vm, stream_length(s), digest,
-					stream_framed(s) ? &xxh64 : NULL, now, &verdict);
+					stream_framed(s) ? &xxh64 : NULL,
+					s->attached ? METRIC_KERNEL : METRIC_DAEMON, now, &verdict);
 		if (r == -EBADMSG) {
 			conn_refuse(c, REASON_DIGEST_MISMATCH, NULL, now);
 			return;
@@ -594,6 +602,20 @@ static void conn_grow(struct conn *c)
 		stream_reserve(&c->stream, want);
 }
 
+/* Whether it costs more than it has, as what it is compared with has left the cache, and is now kept
+ * for it alone. */
+static bool pins_too_much(struct conn *c)
+{
+	uint64_t pinned = stream_pinned(&c->stream);
+
+	if (pinned <= c->ticket.reservation)
+		return false;
+	if (admission_resize(c->ingest->parts.admission, &c->ticket, pinned) < 0)
+		return true;
+	stream_reserve(&c->stream, pinned);
+	return false;
+}
+
 /* ---- looking at a connection -------------------------------------------------------------------- */
 
 static uint32_t wanted_events(const struct conn *c)
@@ -615,7 +637,10 @@ static void conn_step(struct conn *c, uint64_t now)
 			break;
 		}
 		conn_grow(c);
-		listen_for(c, wanted_events(c));
+		if (pins_too_much(c))
+			conn_refuse(c, REASON_OVER_BUDGET, NULL, now);
+		else
+			listen_for(c, wanted_events(c));
 		break;
 	case STREAM_OFFER:
 		conn_offer(c, now);
@@ -850,6 +875,7 @@ static void conn_grant(struct conn *c, uint64_t now)
 {
 	struct ingest *i = c->ingest;
 	uint32_t slot = i->free_slots[--i->n_free_slots];
+	struct match *match = relay_match(i->parts.relay, c->vm);
 	int r;
 
 	i->n_waiting--;
@@ -857,13 +883,14 @@ static void conn_grant(struct conn *c, uint64_t now)
 	c->since = now;
 	i->by_slot[slot] = c;
 	r = stream_open(&c->stream, &i->stream, c->fd, c->vsock, c->vm->node.id, slot,
-			c->ticket.reservation);
+			c->ticket.reservation, match);
 	i->bpf_proved = i->bpf_proved || c->stream.attached;
 	if (r == -EOPNOTSUPP && i->stream.bpf && !i->bpf_proved && !i->settings.bpf_required) {
 		leave_bpf(i);
 		r = stream_open(&c->stream, &i->stream, c->fd, c->vsock, c->vm->node.id, slot,
-				c->ticket.reservation);
+				c->ticket.reservation, match);
 	}
+	match_unref(match);
 	if (r < 0) {
 		conn_refuse(c, r == -ENOTCONN ? REASON_WAITER_GONE : REASON_INTERNAL,
 			    r == -ENOTCONN ? NULL

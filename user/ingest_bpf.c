@@ -63,7 +63,8 @@ struct ingest_bpf {
 	int fds[MAP_COUNT]; /* -1: not in this mode; owned by skel */
 	struct vsr_grant *grants;
 	struct vsr_pool *pool;
-	size_t grants_bytes, pool_bytes;
+	uint64_t *blocks;
+	size_t grants_bytes, pool_bytes, blocks_bytes;
 	struct ring_buffer *ring;
 	ingest_bpf_event_cb event_cb; /* during ingest_bpf_events_consume() */
 	void *event_userdata;
@@ -227,6 +228,10 @@ static int open_memory(struct ingest_bpf *b)
 	if (r < 0)
 		return bpf_fail(r, "mmap of vsr_pool: %s", strerror(-r));
 	__atomic_store_n(&b->pool->limit, b->s.pool_limit, __ATOMIC_RELAXED);
+	r = map_memory(b->fds[MAP_BLOCKS], b->s.blocks * sizeof(uint64_t), (void **)&b->blocks,
+		       &b->blocks_bytes);
+	if (r < 0)
+		return bpf_fail(r, "mmap of vsr_blocks: %s", strerror(-r));
 
 	b->ring = ring_buffer__new(b->fds[MAP_EVENTS], on_event, b, NULL);
 	if (!b->ring) {
@@ -480,6 +485,8 @@ struct ingest_bpf *ingest_bpf_free(struct ingest_bpf *b)
 		munmap(b->grants, b->grants_bytes);
 	if (b->pool)
 		munmap(b->pool, b->pool_bytes);
+	if (b->blocks)
+		munmap(b->blocks, b->blocks_bytes);
 	ingest_bpf__destroy(b->skel);
 	free(b->per_cpu);
 	free((char *)b->s.pin_dir);
@@ -561,6 +568,7 @@ int ingest_bpf_detach(struct ingest_bpf *b, int fd, uint64_t cookie, uint32_t sl
 		return r;
 	(void)bpf_map_delete_elem(b->fds[MAP_CONNS], &cookie);
 	ingest_bpf_grant_set(b, slot, 0, 0);
+	ingest_bpf_grant_match(b, slot, 0, 0);
 	if (ret_conn)
 		*ret_conn = conn;
 	return 0;
@@ -611,6 +619,25 @@ void ingest_bpf_grant_set(struct ingest_bpf *b, uint32_t slot, uint64_t reservat
 		__atomic_store_n(&g->buffered, buffered, __ATOMIC_RELAXED);
 		__atomic_store_n(&g->reservation, reservation, __ATOMIC_RELEASE);
 	}
+}
+
+void ingest_bpf_grant_match(struct ingest_bpf *b, uint32_t slot, uint64_t first, uint64_t bytes)
+{
+	struct vsr_grant *g;
+
+	if (slot >= b->s.slots)
+		return;
+	/* No verdict runs on this slot now: in any order. The syscalls of the attach see to it that
+	 * one finds both, and the digests. */
+	g = &b->grants[slot];
+	__atomic_store_n(&g->extent, first, __ATOMIC_RELAXED);
+	__atomic_store_n(&g->extent_bytes, bytes, __ATOMIC_RELEASE);
+}
+
+uint64_t *ingest_bpf_blocks(struct ingest_bpf *b, uint32_t *ret_n)
+{
+	*ret_n = b->s.blocks;
+	return b->blocks;
 }
 
 /* ---- shared reserve ----------------------------------------------------------------------------- */

@@ -122,6 +122,16 @@ int ingest_bpf_buf(struct ingest_bpf *b, uint32_t slot, struct vsr_buf *ret);
 void ingest_bpf_grant_set(struct ingest_bpf *b, uint32_t slot, uint64_t reservation,
 			  uint64_t buffered);
 
+/*
+ * Before the attach: the stream of the slot's connection will be compared with a content of `bytes`
+ * bytes, whose block digests lie from entry `first` of vsr_blocks on. Both stay as they are until
+ * the detach, which ends the comparison.
+ */
+void ingest_bpf_grant_match(struct ingest_bpf *b, uint32_t slot, uint64_t first, uint64_t bytes);
+
+/* vsr_blocks itself, and its number of entries. Belongs to b. */
+uint64_t *ingest_bpf_blocks(struct ingest_bpf *b, uint32_t *ret_n);
+
 /* ---- shared reserve --------------------------------------------------------------------------- */
 /* The reserve itself: the daemon gives back what ended connections had drawn, and draws for those that
  * BPF does not see; with atomics, as BPF does. */

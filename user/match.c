@@ -2,12 +2,12 @@
 #include "match.h"
 
 #include "extent.h"
+#include "metrics.h"
 
 struct match_table {
 	uint64_t *blocks; /* vsr_blocks */
 	uint32_t n;
 	struct extent_space *space;
-	uint64_t unmatchable;
 	uint64_t pinned;
 };
 
@@ -53,7 +53,6 @@ void match_table_figures(const struct match_table *t, struct match_figures *ret)
 	*ret = (struct match_figures){
 		.blocks = t->n,
 		.blocks_used = extent_taken(t->space),
-		.unmatchable = t->unmatchable,
 		.pinned = t->pinned,
 	};
 }
@@ -71,7 +70,7 @@ static bool publish(struct match *m, const uint64_t *blocks)
 	if (n == 0)
 		return true;
 	if (extent_take(t->space, n, &m->extent) < 0) {
-		t->unmatchable++;
+		metric_inc(METRIC_MATCH_NO_ROOM);
 		return false;
 	}
 	memcpy(t->blocks + extent_first(m->extent), blocks, n * sizeof(*blocks));
@@ -174,6 +173,11 @@ bool match_extent(const struct match *m, uint64_t *ret_first)
 		return false;
 	*ret_first = m->extent ? extent_first(m->extent) : 0;
 	return true;
+}
+
+const uint64_t *match_blocks(const struct match *m)
+{
+	return m->extent ? m->table->blocks + extent_first(m->extent) : NULL;
 }
 
 struct buf *match_content(const struct match *m)

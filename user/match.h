@@ -30,7 +30,6 @@ DEFINE_CLEANUP(struct match_table, match_table_free);
 
 struct match_figures {
 	uint64_t blocks, blocks_used; /* entries of vsr_blocks */
-	uint64_t unmatchable;	      /* contents so far that found no extent */
 	uint64_t pinned;	      /* bytes that are held by comparing connections alone */
 };
 void match_table_figures(const struct match_table *t, struct match_figures *ret);
@@ -73,6 +72,9 @@ size_t match_cost(const struct match *m);
 /* The extent in vsr_blocks, of match_length() / VSR_BLOCK_SIZE entries. False: it has none, the
  * verdict cannot compare. */
 bool match_extent(const struct match *m, uint64_t *ret_first);
+
+/* The digests there, NULL if there are none. */
+const uint64_t *match_blocks(const struct match *m);
 
 /* The content itself, or NULL while it is packed. Valid, and in the same place, until the cache
  * packs it: never kept over a turn of the loop. */

@@ -146,6 +146,10 @@ enum metric_class { METRIC_CLASS_LIMITED, METRIC_CLASS_OFFENDER };
 	  "Valid reports less all that became of them. Must stay 0.")                              \
 	X(BYTES, COUNTER, "report_bytes_total", "outcome", OUTCOME,                                \
 	  "Payload bytes of reports, by what became of the report.")                               \
+	X(BYTES_READ, COUNTER, "read_bytes_total", NULL, NONE,                                     \
+	  "Bytes that were copied from the kernel to the daemon.")                                 \
+	X(BYTES_KNOWN, COUNTER, "known_bytes_total", "place", PLACE,                               \
+	  "Bytes that equalled the cached content and were not kept.")                             \
 	X(RESENDS, COUNTER, "resends_total", NULL, NONE, "Sends of content after its first.")      \
 	/* cache */                                                                                \
 	X(CACHE_BYTES, GAUGE, "cache_bytes", NULL, NONE, "Memory held by the payload cache.")      \
@@ -199,6 +203,14 @@ enum metric_class { METRIC_CLASS_LIMITED, METRIC_CLASS_OFFENDER };
 	  "Memory that closed connections left queued for guests.")                                \
 	X(MEMORY_SHARED, GAUGE, "memory_shared_reserve_drawn_bytes", NULL, NONE,                   \
 	  "Bytes drawn from the reserve that all connections share.")                              \
+	X(MEMORY_PINNED, GAUGE, "memory_pinned_bytes", NULL, NONE,                                 \
+	  "Contents that left the cache while streams are compared with them.")                    \
+	X(MATCH_BLOCKS, GAUGE, "match_blocks_used", NULL, NONE,                                    \
+	  "Block digests of cached contents that BPF compares with.")                              \
+	X(MATCH_BLOCKS_LIMIT, GAUGE, "match_blocks_capacity", NULL, NONE,                          \
+	  "Block digests that there is room for.")                                                 \
+	X(MATCH_NO_ROOM, COUNTER, "match_no_room_total", NULL, NONE,                               \
+	  "Contents that BPF cannot compare with, as there was no room for their digests.")        \
 	X(MEMORY_IDLE, GAUGE, "memory_idle_bytes", NULL, NONE,                                     \
 	  "Memory kept for the next reports, outside the budget.")                                 \
 	X(VMS, GAUGE, "vms", NULL, NONE, "VM records.")                                            \

@@ -219,8 +219,10 @@ static void follow_vms(struct relay *r, uint64_t now)
 static void make_comparable(struct relay *r, const struct store_content *c, const uint64_t *blocks)
 {
 	const struct cache_entry *e = cache_peek(r->cache, c->vm);
+	uint64_t extent;
 
-	if (r->matches && e && !e->match)
+	if (r->matches && e && !buf_packed(e->content) &&
+	    (!e->match || (blocks && !match_extent(e->match, &extent))))
 		cache_set_match(r->cache, c->vm,
 				match_new(r->matches, e->content, c->digest, c->xxh64, blocks));
 }
@@ -1393,7 +1395,8 @@ void relay_forget(struct relay *r _unused_, struct relay_report *report)
 }
 
 int relay_known(struct relay *r, struct vm *vm, uint64_t length, uint64_t digest,
-		const uint64_t *xxh64, uint64_t now, enum relay_verdict *ret_verdict)
+		const uint64_t *xxh64, enum metric_place place, uint64_t now,
+		enum relay_verdict *ret_verdict)
 {
 	enum relay_verdict verdict = RELAY_NEW;
 
@@ -1404,7 +1407,7 @@ int relay_known(struct relay *r, struct vm *vm, uint64_t length, uint64_t digest
 	}
 	if (verdict != RELAY_NEW) {
 		count_received(vm);
-		count_repeat(r, vm, verdict, METRIC_KERNEL, xxh64 != NULL, now);
+		count_repeat(r, vm, verdict, place, xxh64 != NULL, now);
 	}
 	*ret_verdict = verdict;
 	return 0;

@@ -8,6 +8,7 @@
 #define VSR_RELAY_H
 
 #include "cache.h"
+#include "metrics.h"
 #include "reason.h"
 #include "store.h"
 #include "tracker.h"
@@ -108,10 +109,11 @@ void relay_forget(struct relay *r, struct relay_report *report);
 
 /* Whether content of this length and digest, which was seen but not read, needs to be read:
  * RELAY_NEW, or what it was counted as (then this was its end).
- * xxh64 is NULL in raw mode; one that differs from the content's makes it -EBADMSG (digest
+ * `place` is where it was recognised. xxh64 is NULL in raw mode; one that differs from the content's makes it -EBADMSG (digest
  * mismatch). */
 int relay_known(struct relay *r, struct vm *vm, uint64_t length, uint64_t digest,
-		const uint64_t *xxh64, uint64_t now, enum relay_verdict *ret_verdict);
+		const uint64_t *xxh64, enum metric_place place, uint64_t now,
+		enum relay_verdict *ret_verdict);
 
 /* The same for an offer, which names only length and XXH64. */
 enum relay_verdict relay_offer(struct relay *r, struct vm *vm, uint64_t length, uint64_t xxh64,

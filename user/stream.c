@@ -14,8 +14,13 @@
 #define READ_CHUNK (256 * KIB)
 /* Bytes read before the loop turns to somebody else. */
 #define READ_TURN MIB
+/* Of a recv() whose bytes are only compared: they stay in the CPU's cache. */
+#define WINDOW (64 * KIB)
 /* Drawn from the shared reserve at a time. */
 #define POOL_STEP (64 * KIB)
+
+/* What is compared in user space is read here: by all streams, one after the other. */
+static uint8_t window[WINDOW];
 
 int socket_memory(int fd, uint32_t *ret_rmem, uint32_t *ret_wmem)
 {
@@ -30,8 +35,9 @@ int socket_memory(int fd, uint32_t *ret_rmem, uint32_t *ret_wmem)
 }
 
 int stream_open(struct stream *s, const struct stream_config *config, int fd, bool vsock,
-		struct vsr_vm_id vm, uint32_t slot, uint64_t reserved)
+		struct vsr_vm_id vm, uint32_t slot, uint64_t reserved, struct match *match)
 {
+	uint64_t extent = 0;
 	int r;
 
 	*s = (struct stream){
@@ -43,17 +49,25 @@ int stream_open(struct stream *s, const struct stream_config *config, int fd, bo
 		.seen = { .vm = vm, .slot = slot },
 	};
 	digest_init(&s->digest, config->seed);
+	if (!vsock || !config->bpf)
+		s->match = match && match_content(match) ? match_ref(match) : NULL;
+	else if (match && match_extent(match, &extent))
+		s->match = match_ref(match);
 	if (!vsock)
 		return 0;
 	if (config->bpf) {
 		socklen_t len = sizeof(s->cookie);
 
-		if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &s->cookie, &len) < 0)
-			return -errno;
+		r = getsockopt(fd, SOL_SOCKET, SO_COOKIE, &s->cookie, &len) < 0 ? -errno : 0;
 		ingest_bpf_grant_set(config->bpf, slot, reserved, 0);
-		r = ingest_bpf_attach(config->bpf, fd, s->cookie, &vm, slot);
-		if (r < 0)
+		ingest_bpf_grant_match(config->bpf, slot, extent,
+				       s->match ? match_length(s->match) : 0);
+		if (r == 0)
+			r = ingest_bpf_attach(config->bpf, fd, s->cookie, &vm, slot);
+		if (r < 0) {
+			stream_close(s);
 			return r;
+		}
 		s->bpf = config->bpf;
 		s->attached = true;
 	}
@@ -73,31 +87,107 @@ static uint64_t frame_end(const struct stream *s)
 	return stream_framed(s) ? VSR_HEADER_SIZE + s->seen.frame_len : UINT64_MAX;
 }
 
-/* What the daemon holds of the reservation: its buffer, and what it may not be able to see. */
-static size_t buffered(const struct stream *s)
+static uint64_t header_size(const struct stream *s)
 {
-	return (s->buf ? s->read : 0) + s->credit.charged;
+	return stream_framed(s) ? VSR_HEADER_SIZE : 0;
 }
 
+static bool diverged(const struct stream *s)
+{
+	return s->seen.flags & VSR_CONN_DIVERGED;
+}
+
+/* What the daemon holds of the reservation: what is kept of the stream, or will be as soon as it is
+ * read, or else a content that is there for this comparison alone; and what it may not be able to
+ * see. */
+static size_t buffered(const struct stream *s)
+{
+	uint64_t kept = s->buf ? s->read : diverged(s) ? s->seen.known : 0;
+
+	return MAX(kept, stream_pinned(s)) + s->credit.charged;
+}
+
+/* Tells the verdict, which itself charges what it dropped as known, once the stream differs. */
+static void publish(struct stream *s, size_t more)
+{
+	uint64_t known = diverged(s) ? s->seen.known : 0;
+
+	if (s->attached)
+		ingest_bpf_grant_set(s->bpf, s->slot, s->reserved, buffered(s) + more - known);
+}
+
+/*
+ * The beginning of the stream, which nobody kept, comes into the empty buffer: what equals the
+ * cached content. In BPF mode that is known of whole blocks; the bytes that filled a part of the next
+ * one are in its buffer.
+ */
+static int restore_payload(struct stream *s, uint64_t n)
+{
+	uint64_t equal = MIN(n, s->seen.matched);
+	uint8_t *p = buf_tail(s->buf);
+	struct vsr_buf blocks;
+	int r;
+
+	r = match_copy(s->match, p, equal);
+	if (r == 0 && n > equal) {
+		r = ingest_bpf_buf(s->bpf, s->slot, &blocks);
+		if (r == 0)
+			memcpy(p + equal, diverged(s) ? blocks.diverged : blocks.block, n - equal);
+	}
+	if (r == 0)
+		buf_advance(s->buf, n);
+	return r;
+}
+
+static int restore(struct stream *s)
+{
+	uint64_t n = MIN(s->seen.known, frame_end(s)), header = header_size(s);
+	int r = 0;
+
+	if (n == 0)
+		return 0;
+	if (n < header) {
+		memcpy(buf_tail(s->buf), s->seen.header, n);
+		buf_advance(s->buf, n);
+	} else {
+		r = restore_payload(s, n - header);
+	}
+	if (r == 0)
+		s->read = n;
+	return r;
+}
+
+/* Makes the buffer, which begins with what was not kept so far. Nothing is compared any more.
+ * Returns 0, -ENOMEM, -ENOBUFS: the beginning cannot be had. */
 static int need_buffer(struct stream *s)
 {
 	size_t max = stream_framed(s) ? frame_end(s)
 				      : (uint64_t)s->config->max_report + VSR_HEADER_SIZE + 1;
+	int r;
 
 	if (s->buf)
 		return 0;
 	s->xxh64 = s->xxh64 ?: XXH64_createState();
-	if (!s->xxh64)
+	s->blocks = s->blocks ?: malloc((max / VSR_BLOCK_SIZE + 1) * sizeof(*s->blocks));
+	if (!s->xxh64 || !s->blocks)
 		return -ENOMEM;
 	XXH64_reset(s->xxh64, 0);
-	return buf_new(max, &s->buf);
+	digest_keep_blocks(&s->digest, s->blocks);
+	r = buf_new(max, &s->buf);
+	if (r < 0)
+		return r;
+	if (restore(s) < 0) {
+		s->buf = buf_unref(s->buf);
+		return -ENOBUFS;
+	}
+	s->match = match_unref(s->match);
+	return 0;
 }
 
 /* Hashes what was read and not hashed yet, as soon as it is known where the payload begins. */
 static void hash_read(struct stream *s)
 {
-	uint64_t header = stream_framed(s) ? VSR_HEADER_SIZE : 0;
-	uint64_t from = MAX(s->hashed, header);
+	uint64_t header = header_size(s), from = MAX(s->hashed, header);
 
 	if (s->seen.mode == VSR_MODE_UNKNOWN || s->read <= from)
 		return;
@@ -118,6 +208,20 @@ static size_t header_apart(struct stream *s, size_t n)
 	return MIN(n, VSR_HEADER_SIZE - s->read);
 }
 
+static ssize_t receive_to(struct stream *s, uint8_t *to, size_t n)
+{
+	ssize_t got;
+
+	do
+		got = recv(s->fd, to, n, MSG_DONTWAIT);
+	while (got < 0 && errno == EINTR);
+	if (got < 0)
+		return -errno;
+	s->received += (uint64_t)got;
+	s->read += (uint64_t)got;
+	return got;
+}
+
 /* Reads up to n bytes to the buffer's tail. Returns bytes, 0 at the end of the stream, -errno. */
 static ssize_t receive(struct stream *s, size_t n)
 {
@@ -130,21 +234,27 @@ static ssize_t receive(struct stream *s, size_t n)
 	n = header_apart(s, n);
 	n = MIN(n, buf_room(s->buf));
 	n = MIN(n, READ_CHUNK);
-	if (s->attached)
-		/* Published before it grows: BPF may charge too much for a moment, never too
-		 * little. */
-		ingest_bpf_grant_set(s->bpf, s->slot, s->reserved, buffered(s) + n);
-	do
-		got = recv(s->fd, buf_tail(s->buf), n, MSG_DONTWAIT);
-	while (got < 0 && errno == EINTR);
-	r = got < 0 ? -errno : 0;
-	if (got > 0) {
+	/* Before it grows: BPF may charge too much for a moment, never too little. */
+	publish(s, n);
+	got = receive_to(s, buf_tail(s->buf), n);
+	if (got > 0)
 		buf_advance(s->buf, (size_t)got);
-		s->read += (uint64_t)got;
+	publish(s, 0);
+	return got;
+}
+
+/* Why there is no report, when there were no bytes of it to be had. */
+static enum reason reason_of(int r)
+{
+	switch (r) {
+	case -ENOMEM:
+	case -ENOBUFS:
+		return REASON_INTERNAL;
+	case -ENOSPC:
+		return REASON_OVER_BUDGET;
+	default:
+		return REASON_ABORTED;
 	}
-	if (s->attached)
-		ingest_bpf_grant_set(s->bpf, s->slot, s->reserved, buffered(s));
-	return r < 0 ? r : got;
 }
 
 static enum stream_state refuse(enum reason reason, enum reason *ret_reason)
@@ -175,12 +285,16 @@ static enum reason reason_of_flags(uint32_t flags)
 	return REASON_NONE;
 }
 
-/* Bytes that BPF passed and that belong to the report, not read yet. */
+/* Bytes that BPF passed and that belong to the report, not read yet. How many it dropped before is
+ * certain only once it has said that the stream differs. */
 static uint64_t owed(const struct stream *s)
 {
-	uint64_t passed = MIN(s->seen.passed, frame_end(s));
+	uint64_t known = s->seen.known, end = MIN(known + s->seen.passed, frame_end(s));
+	uint64_t have = known + s->received;
 
-	return passed > s->read ? passed - s->read : 0;
+	if (s->match && !diverged(s))
+		return 0;
+	return end > have ? end - have : 0;
 }
 
 static int read_owed(struct stream *s, uint64_t most)
@@ -238,7 +352,7 @@ static enum stream_state look_bpf(struct stream *s, enum reason *ret_reason)
 	if (stream_wants_input(s)) {
 		r = read_owed(s, READ_TURN);
 		if (r < 0 && r != -EAGAIN)
-			return refuse(r == -ENOMEM ? REASON_INTERNAL : REASON_ABORTED, ret_reason);
+			return refuse(reason_of(r), ret_reason);
 	}
 	return STREAM_MORE;
 }
@@ -248,7 +362,7 @@ static bool bypassed(const struct stream *s)
 {
 	uint8_t byte;
 
-	return s->seen.passed == s->read && recv(s->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+	return s->seen.passed == s->received && recv(s->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
 }
 
 /* Whether a raw stream has gone on after its end: the kernel takes data from a guest that has said
@@ -281,16 +395,24 @@ static int take_bpf(struct stream *s, enum reason *ret_reason)
 	if (r == 0 && owed(s) > 0)
 		return -EINPROGRESS;
 	if (r < 0 && r != -EAGAIN) {
-		*ret_reason = r == -ENOMEM ? REASON_INTERNAL : REASON_ABORTED;
+		*ret_reason = reason_of(r);
 		return -EPROTO;
 	}
 	if (r == -EAGAIN ||
-	    s->read + s->seen.known + s->seen.refused < MIN(s->seen.seen, frame_end(s)))
+	    s->received + s->seen.known + s->seen.refused < MIN(s->seen.seen, frame_end(s)))
 		return -EAGAIN;
 	if (bypassed(s)) {
 		*ret_reason = went_on(s) ? REASON_AFTER_END : REASON_BYPASS;
 		return -EPROTO;
 	}
+	if (!s->buf && stream_repeats(s) && match_content(s->match))
+		return 0;
+	r = need_buffer(s);
+	if (r < 0) {
+		*ret_reason = REASON_INTERNAL;
+		return -EPROTO;
+	}
+	hash_read(s);
 	r = confirm_digest(s);
 	if (r < 0)
 		*ret_reason = went_on(s) ? REASON_AFTER_END : REASON_KERNEL_DIGEST;
@@ -299,27 +421,30 @@ static int take_bpf(struct stream *s, enum reason *ret_reason)
 
 /* ---- without BPF ------------------------------------------------------------------------------ */
 
-/* The first bytes tell the mode, as in the verdict. */
-static enum reason parse_header(struct stream *s)
+/* The first bytes tell the mode, as in the verdict. The n bytes at p are the last that were read;
+ * as long as the mode is not known no more than a header's. */
+static enum reason parse_header(struct stream *s, const uint8_t *p, size_t n)
 {
-	const uint8_t *p = buf_data(s->buf);
+	struct vsr_conn *c = &s->seen;
 	struct vsr_header h;
 
-	if (s->seen.mode != VSR_MODE_UNKNOWN || s->read == 0)
+	if (c->mode != VSR_MODE_UNKNOWN || n == 0)
 		return REASON_NONE;
-	if (p[0] != 'V') {
-		s->seen.mode = VSR_MODE_RAW;
+	if (c->header_len == 0 && p[0] != 'V') {
+		c->mode = VSR_MODE_RAW;
 		return REASON_NONE;
 	}
-	if (s->read < VSR_HEADER_SIZE)
-		return vsr_magic_possible(p, (uint32_t)s->read) ? REASON_NONE : REASON_BAD_HEADER;
-	vsr_header_read(p, &h);
+	memcpy(c->header + c->header_len, p, n);
+	c->header_len += (uint32_t)n;
+	if (c->header_len < VSR_HEADER_SIZE)
+		return vsr_magic_possible(c->header, c->header_len) ? REASON_NONE
+								    : REASON_BAD_HEADER;
+	vsr_header_read(c->header, &h);
 	if (h.mode == VSR_MODE_UNKNOWN)
 		return REASON_BAD_HEADER;
-	s->seen.mode = h.mode;
-	s->seen.frame_len = h.length;
-	s->seen.flags |= VSR_CONN_HEADER_DONE;
-	memcpy(s->seen.header, p, VSR_HEADER_SIZE);
+	c->mode = h.mode;
+	c->frame_len = h.length;
+	c->flags |= VSR_CONN_HEADER_DONE;
 	return h.length > s->config->max_report ? REASON_TOO_LARGE : REASON_NONE;
 }
 
@@ -328,22 +453,38 @@ static size_t next_read(const struct stream *s)
 {
 	if (s->seen.mode == VSR_MODE_UNKNOWN)
 		return VSR_HEADER_SIZE - s->read;
-	return MIN(READ_CHUNK, frame_end(s) - s->read);
+	return MIN(s->match ? WINDOW : READ_CHUNK, frame_end(s) - s->read);
+}
+
+static bool draw(struct stream *s, uint64_t n)
+{
+	if (!pool_draw(s->config->pool, n))
+		return false;
+	s->share += n;
+	return true;
 }
 
 /* How many of n more bytes may be taken in; 0: none. As the verdict does it: the reservation
- * first, to its last byte, and then the shared reserve. */
+ * first, to its last byte, and then the shared reserve. What is only compared costs nothing. */
 static size_t afford(struct stream *s, size_t n)
 {
 	uint64_t used = buffered(s), have = s->reserved + s->share;
 
+	if (s->match)
+		return n;
 	if (used < have)
 		return MIN(n, have - used);
 	n = MIN(n, POOL_STEP);
-	if (!pool_draw(s->config->pool, n))
-		return 0;
-	s->share += n;
-	return n;
+	return draw(s, n) ? n : 0;
+}
+
+/* The same for the n bytes that a stream has brought so far which is to be kept from now on. */
+static bool afford_all(struct stream *s, uint64_t n)
+{
+	uint64_t have = s->reserved + s->share;
+
+	n += s->credit.charged;
+	return n <= have || draw(s, n - have);
 }
 
 /* What the next bytes are that cannot be afforded: as recv(), but it takes none. */
@@ -382,9 +523,9 @@ static enum reason end_of_stream(struct stream *s)
 	return REASON_NONE;
 }
 
-static bool take_in(struct stream *s, enum reason *ret_reason)
+static bool take_in(struct stream *s, const uint8_t *p, size_t n, enum reason *ret_reason)
 {
-	*ret_reason = parse_header(s);
+	*ret_reason = parse_header(s, p, n);
 	if (*ret_reason != REASON_NONE)
 		return false;
 	if (s->seen.mode == VSR_MODE_RAW && s->read > s->config->max_report) {
@@ -397,9 +538,53 @@ static bool take_in(struct stream *s, enum reason *ret_reason)
 static void count_packet(struct stream *s, size_t n)
 {
 	s->seen.seen += n;
-	s->seen.passed = s->seen.seen;
+	s->seen.passed = s->seen.seen - s->seen.known;
 	s->seen.packets++;
 	s->seen.last_ns = clock_usec() * NSEC_PER_USEC;
+}
+
+/* Whether the n bytes in the window, the last that were read, equal the content. Those of the header
+ * are kept anyway. */
+static bool window_equals(const struct stream *s, size_t n)
+{
+	const struct buf *content = match_content(s->match);
+	uint64_t begin = s->read - n, header = header_size(s);
+	uint64_t skip = begin < header ? MIN(header - begin, n) : 0;
+	uint64_t at = begin + skip - header;
+
+	if (s->seen.mode == VSR_MODE_UNKNOWN || skip == n)
+		return true;
+	/* The cache may have compressed it meanwhile. */
+	return content && at + (n - skip) <= match_length(s->match) &&
+	       memcmp(buf_data(content) + at, window + skip, n - skip) == 0;
+}
+
+/* The n bytes in the window are the first that differ: from now on everything is kept. */
+static int keep_window(struct stream *s, size_t n)
+{
+	uint64_t all = s->read;
+	int r;
+
+	if (!afford_all(s, all))
+		return -ENOSPC;
+	s->seen.flags |= VSR_CONN_DIVERGED;
+	r = need_buffer(s);
+	if (r < 0)
+		return r;
+	memcpy(buf_tail(s->buf), window, n);
+	buf_advance(s->buf, n);
+	s->read = all;
+	return 0;
+}
+
+/* What was read into the window is dropped, or kept. */
+static int compare_window(struct stream *s, size_t n)
+{
+	if (!window_equals(s, n))
+		return keep_window(s, n);
+	s->seen.known += n;
+	s->seen.matched = s->seen.known - MIN(s->seen.known, header_size(s));
+	return 0;
 }
 
 static enum stream_state look_user(struct stream *s, enum reason *ret_reason)
@@ -408,13 +593,14 @@ static enum stream_state look_user(struct stream *s, enum reason *ret_reason)
 
 	while (!frame_complete(s) && s->read < turn_end) {
 		size_t n = afford(s, next_read(s));
-		ssize_t got = n > 0 ? receive(s, n) : peek(s);
+		bool compare = s->match;
+		ssize_t got = n == 0 ? peek(s) : compare ? receive_to(s, window, n) : receive(s, n);
+		int r = 0;
 
 		if (got == -EAGAIN)
 			break;
 		if (got < 0)
-			return refuse(got == -ENOMEM ? REASON_INTERNAL : REASON_ABORTED,
-				      ret_reason);
+			return refuse(reason_of((int)got), ret_reason);
 		if (got == 0) {
 			*ret_reason = end_of_stream(s);
 			if (*ret_reason != REASON_NONE)
@@ -423,17 +609,22 @@ static enum stream_state look_user(struct stream *s, enum reason *ret_reason)
 		}
 		if (n == 0)
 			return refuse(REASON_OVER_BUDGET, ret_reason);
-		count_packet(s, (size_t)got);
-		if (!take_in(s, ret_reason))
+		if (!take_in(s, compare ? window : buf_tail(s->buf) - got, (size_t)got, ret_reason))
 			return STREAM_REFUSED;
-		hash_read(s);
+		if (compare)
+			r = compare_window(s, (size_t)got);
+		count_packet(s, (size_t)got);
+		if (r < 0)
+			return refuse(reason_of(r), ret_reason);
+		if (s->buf)
+			hash_read(s);
 		if (s->seen.mode == VSR_MODE_VSR2 && !s->offer_told) {
 			s->offer_told = true;
 			return STREAM_OFFER;
 		}
 	}
 	s->ended = s->ended || frame_complete(s);
-	s->seen.payload = stream_framed(s) ? s->read - VSR_HEADER_SIZE : s->read;
+	s->seen.payload = s->read - header_size(s);
 	return s->ended ? STREAM_ENDED : STREAM_MORE;
 }
 
@@ -457,6 +648,11 @@ int stream_take(struct stream *s, enum reason *ret_reason)
 		if (r < 0)
 			return r;
 	}
+	if (!s->buf && stream_repeats(s) && match_content(s->match)) {
+		s->buf = buf_ref(match_content(s->match));
+		s->sealed = true;
+		return 0;
+	}
 	r = need_buffer(s);
 	if (r < 0) {
 		*ret_reason = REASON_INTERNAL;
@@ -464,14 +660,35 @@ int stream_take(struct stream *s, enum reason *ret_reason)
 	}
 	if (stream_framed(s) && s->read == VSR_HEADER_SIZE)
 		buf_restart(s->buf); /* an empty payload */
+	hash_read(s);
 	buf_seal(s->buf);
 	s->sealed = true;
 	return 0;
 }
 
+bool stream_unread(const struct stream *s)
+{
+	return !s->sealed && (s->attached ? s->read == 0 : stream_repeats(s));
+}
+
+bool stream_repeats(const struct stream *s)
+{
+	uint64_t digest;
+
+	if (!s->match || diverged(s) || stream_length(s) != match_length(s->match))
+		return false;
+	/* BPF has compared whole blocks; what came behind the last one, the digest tells. */
+	return !s->attached || (stream_digest(s, &digest) == 0 && digest == match_digest(s->match));
+}
+
 bool stream_wants_input(const struct stream *s)
 {
 	return !s->attached || (s->seen.flags & VSR_CONN_HALF);
+}
+
+size_t stream_pinned(const struct stream *s)
+{
+	return s->match && !match_cached(s->match) ? match_cost(s->match) : 0;
 }
 
 uint64_t stream_charge(const struct stream *s)
@@ -486,8 +703,7 @@ uint64_t stream_charge(const struct stream *s)
 void stream_reserve(struct stream *s, uint64_t reserved)
 {
 	s->reserved = reserved;
-	if (s->attached)
-		ingest_bpf_grant_set(s->bpf, s->slot, reserved, buffered(s));
+	publish(s, 0);
 }
 
 uint32_t stream_mode(const struct stream *s)
@@ -511,7 +727,7 @@ int stream_digest(const struct stream *s, uint64_t *ret)
 	int r;
 
 	if (!s->attached) {
-		*ret = digest_final(&s->digest);
+		*ret = stream_repeats(s) ? match_digest(s->match) : digest_final(&s->digest);
 		return 0;
 	}
 	r = ingest_bpf_buf(s->bpf, s->slot, &blocks);
@@ -523,7 +739,12 @@ int stream_digest(const struct stream *s, uint64_t *ret)
 
 uint64_t stream_xxh64(const struct stream *s)
 {
-	return XXH64_digest(s->xxh64);
+	return s->match ? match_xxh64(s->match) : XXH64_digest(s->xxh64);
+}
+
+const uint64_t *stream_blocks(const struct stream *s)
+{
+	return s->match ? match_blocks(s->match) : s->blocks;
 }
 
 uint64_t stream_last_byte(const struct stream *s)
@@ -545,8 +766,11 @@ void stream_close(struct stream *s)
 		pool_give_back(s->config->pool, s->share);
 	s->share = 0;
 	s->buf = buf_unref(s->buf);
+	s->match = match_unref(s->match);
 	XXH64_freeState(s->xxh64);
 	s->xxh64 = NULL;
+	free(s->blocks);
+	s->blocks = NULL;
 }
 
 bool stream_end_credit(struct stream *s)

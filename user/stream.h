@@ -14,6 +14,10 @@
  *
  * Without BPF (user-space mode, hybrid sockets), the bytes are read as they come and everything
  * is computed from them.
+ *
+ * Either way a stream is compared with what the cache has of the VM (user/match.h), and what equals
+ * it is not kept: the verdict drops it, and user space reads it into a window that all streams share.
+ * At the first difference the beginning is restored from the cache, and the rest read as ever.
  */
 #ifndef VSR_STREAM_H
 #define VSR_STREAM_H
@@ -23,6 +27,7 @@
 #include "buf.h"
 #include "credit.h"
 #include "digest.h"
+#include "match.h"
 #include "reason.h"
 #include "vsr_abi.h"
 #include "vsr_frame.h"
@@ -49,15 +54,19 @@ struct stream {
 	uint64_t share;	      /* drawn from the reserve in user-space mode */
 	struct credit credit; /* with vsock */
 	struct vsr_conn seen; /* what BPF saw; in user-space mode kept by us in the same terms */
-	uint64_t read;	      /* bytes read from the socket, header included */
+	uint64_t read;	      /* bytes of the stream so far, header included, that were read or
+			       * restored; without BPF also those that were only compared */
+	uint64_t received;    /* bytes copied from the kernel */
+	struct match *match;  /* a reference: what it is compared with; NULL: nothing, or no more */
 	bool ended;
 	bool offer_told;
 	bool sealed;
-	struct buf *buf; /* NULL as long as nothing was read */
+	struct buf *buf; /* NULL as long as nothing is to be kept */
 	/* Of what was read, hashed while it is in the CPU's cache: the payload's digest and XXH64,
 	 * up to `hashed`, an offset into the stream. */
 	struct digest digest;
 	XXH64_state_t *xxh64; /* made with buf */
+	uint64_t *blocks;     /* likewise: XXH64 of the payload's whole blocks */
 	uint64_t hashed;
 };
 
@@ -71,13 +80,14 @@ enum stream_state {
 /*
  * Opens the stream of a connection that was granted a place: attaches the verdict, then raises
  * credit from zero, in this order, so that BPF misses no byte (KERNEL.md 3). reserved is the
- * bytes it may cost. The fd stays the caller's.
+ * bytes it may cost. match, or NULL, is what it is compared with: the stream takes a reference of
+ * its own, which it gives back when it is done with it. The fd stays the caller's.
  *
  * Returns 0; -EOPNOTSUPP, -ENOTCONN: the peer has left already; other negative errno of bpf()
  * or setsockopt().
  */
 int stream_open(struct stream *s, const struct stream_config *config, int fd, bool vsock,
-		struct vsr_vm_id vm, uint32_t slot, uint64_t reserved);
+		struct vsr_vm_id vm, uint32_t slot, uint64_t reserved, struct match *match);
 
 /* Looks at the stream: what BPF and the kernel say of it; reads where the mode demands it.
  * Never blocks. */
@@ -92,8 +102,18 @@ int stream_take(struct stream *s, enum reason *ret_reason);
 /* Whether the verdict wants its packets to be read as they come now (half of the reservation). */
 bool stream_wants_input(const struct stream *s);
 
+/* After STREAM_ENDED, before stream_take(): whether its digest and XXH64 are known without reading
+ * or keeping a byte more (XXH64 only where it equals cached content, or its header says it). */
+bool stream_unread(const struct stream *s);
+
+/* After STREAM_ENDED: it equals all of the content that it was compared with. */
+bool stream_repeats(const struct stream *s);
+
 /* What the stream costs now, bytes of kernel and daemon memory as DESIGN 2 charges them. */
 uint64_t stream_charge(const struct stream *s);
+
+/* Of it, bytes of a content that is kept only to be compared with this stream. */
+size_t stream_pinned(const struct stream *s);
 
 /* A new reservation. */
 void stream_reserve(struct stream *s, uint64_t reserved);
@@ -109,12 +129,16 @@ static inline bool stream_framed(const struct stream *s)
 /* After STREAM_ENDED: length of the payload, bytes. */
 uint64_t stream_length(const struct stream *s);
 
-/* After STREAM_ENDED: the digest. With BPF it is BPF's, of bytes that may not be read yet.
- * Returns 0, or -errno if the maps cannot be read. */
+/* While stream_unread(), or after stream_take(): the digest. With BPF it is BPF's, of bytes that
+ * may not be read yet. Returns 0, or -errno if the maps cannot be read. */
 int stream_digest(const struct stream *s, uint64_t *ret);
 
 /* After stream_take(): XXH64, seed 0, of the payload. */
 uint64_t stream_xxh64(const struct stream *s);
+
+/* After stream_take(): XXH64 of the payload's whole blocks, or NULL: it is cached content, and they
+ * are known. */
+const uint64_t *stream_blocks(const struct stream *s);
 
 /* CLOCK_BOOTTIME usec of the last byte, 0 if none came. */
 uint64_t stream_last_byte(const struct stream *s);

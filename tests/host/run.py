@@ -7,6 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
+import matching
 import scenarios
 from relay import Relay
 from tap import Tap
@@ -32,6 +33,7 @@ class Hybrid(scenarios.World):
 def main():
     tap = Tap(only=sys.argv[1] if len(sys.argv) > 1 else None)
     scenarios.run_all(tap, Hybrid())
+    matching.run_all(tap, Hybrid())
     tap.end()
 
 

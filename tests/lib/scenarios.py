@@ -30,6 +30,7 @@ class World:
     many: whether there can be more than one VM."""
 
     name, bpf, many, hybrid = "", False, True, False
+    edit_size = 2 * MIB  # of contents that are edited everywhere (tests/lib/matching.py)
 
     def cid(self, n=0):
         raise NotImplementedError

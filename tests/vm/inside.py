@@ -12,6 +12,7 @@ sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "
 
 import budget
 import hostile
+import matching
 import scenarios
 import vsockrules
 from fakeguest import FakeGuest
@@ -109,6 +110,11 @@ def main():
         scenarios.run_all(tap, Loopback(False, "off"))
     if "vhost-user" in worlds and bpf:
         scenarios.run_all(tap, Vhost(False, "off"))
+    if "match" in worlds:
+        for world in (Loopback(bpf), Vhost(bpf)):
+            matching.run_all(tap, world)
+    if "match-user" in worlds and bpf:
+        matching.run_all(tap, Loopback(False, "off"))
     if "hostile" in worlds:
         hostile.run_all(tap, bpf, options.rounds)
     if "hostile-user" in worlds and bpf:
