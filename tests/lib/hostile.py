@@ -552,6 +552,7 @@ def connect_and_vanish(s, g):
     for _ in range(3):
         g.fg.connectmany(g.cid, PORT, 100, async_=True)
         g.reborn()
+    s.wait_accepted()
     return Expect(some=NO_REPORT)
 
 
@@ -802,6 +803,13 @@ class Suite:
     def wait_idle(self):
         """Every connection has come to its end."""
         return wait_for(self.idle, 30, "relay is idle")
+
+    def wait_accepted(self):
+        """The backlog is empty, as far as can be told: what is in it is refused later, and a debt."""
+        before = -1
+        while before != (now := self.relay.metric("connections_accepted_total")):
+            before = now
+            time.sleep(0.5)
 
     # ---- after an attack ----
 
