@@ -247,8 +247,8 @@ check-guest: deps
 #: make check-matrix the daemon on each Debian kernel that it is made for
 check-matrix: deps
 	$(SUBMAKE) all tools
-	$(Q)tests/run --build $(B) vm-6.1 vm vm-hostile vm-user vm-unstable \
-		vm-unstable-hostile
+	$(Q)tests/run --build $(B) vm-6.1 vm-6.1-hostile vm vm-hostile vm-user \
+		vm-unstable vm-unstable-hostile
 
 #: make check-crash  the crash matrix: SIGKILL at labelled points, ROUNDS times each (20)
 ROUNDS ?= 20

@@ -673,10 +673,11 @@ def claims_another_cid(s, g):
 
 ATTACKS = (
     zero_before, zero_before_in_big_descriptor, zero_amid, zeros_then_many, zeros_after_many,
-    zeros_merged, zeros_alone, too_many_zeros, zeros_at_the_end, behind_the_close, one_byte_packets, one_byte_in_big_descriptors, big_descriptors,
+    zeros_merged, zeros_alone, too_many_zeros, zeros_at_the_end, one_byte_packets, one_byte_in_big_descriptors, big_descriptors,
     lying_headers, beyond_no_grant, beyond_the_grant, credit_requests, connect_and_close,
     connect_and_reset, reset_in_mid_report, goes_on_after_its_end, deaf, thousand_connections,
-    repeated_fields, claims_another_cid, gone_in_mid_report, connect_and_vanish, zeros_kept,
+    repeated_fields, claims_another_cid, gone_in_mid_report, connect_and_vanish,
+    behind_the_close, zeros_kept,
     credit_requests_unread, unread_then_read, unread_then_gone,
 )  # fmt: skip
 # In user-space mode the kernel sends an update only when credit runs low: none pile up.
@@ -688,7 +689,8 @@ LINGERING = {
     unread_then_read, unread_then_gone,
 }  # fmt: skip
 # Of these the kernel may keep packets for as long, which is their VM's debt meanwhile: they are
-# redeemed at the end of the round.
+# redeemed later.
+KEPT_S = 10
 KEPT = {zeros_then_many, zeros_after_many, zeros_alone, too_many_zeros}
 GUESTS = {
     # Rings large enough that updates do not pile up without the guest's fault.
@@ -730,7 +732,7 @@ class Suite:
         self.expected = {}  # CID: report upstream
         self.notes = []
         self.after_round = []
-        self.unredeemed = []  # CIDs
+        self.unredeemed = []  # CIDs, and from when on they can be
         self.relay = Relay({"bpf": mode, "report": {"deadline": "60s", "idle": "30s"}})
         self.neighbours = FakeGuest()
         for cid in POLITE:
@@ -844,7 +846,7 @@ class Suite:
                 found[entry.name] = hashlib.sha256(f.read()).digest()
         return found
 
-    def remains(self, linger):
+    def remains(self):
         """What is left behind, in words; empty: nothing."""
         found = []
         m = self.relay.metrics()
@@ -852,7 +854,7 @@ class Suite:
                      "contents_held"):
             if m[name] != 0:
                 found.append(f"{name} {m[name]:.0f}")
-        if not linger and self.owed():
+        if not self.unredeemed and self.owed():
             found.append(self.owed())
         if self.bpf:
             conns = open_map("vsr_conns")
@@ -875,7 +877,7 @@ class Suite:
 
     def check_nothing_left(self, linger=False):
         def left():
-            return self.remains(linger) + ([] if linger else self.kernel_remains())
+            return self.remains() + ([] if linger else self.kernel_remains())
 
         deadline = time.monotonic() + LINGER_S + 7
         while left():
@@ -907,6 +909,8 @@ class Suite:
             raise
 
     def attacked(self, cid, function):
+        if function in LINGERING:  # some of them measure debt
+            self.redeem_all()
         before = self.wait_idle()
         refusals = self.relay.refused(before)
         with Guest(cid, **GUESTS.get(function, {})) as guest:
@@ -917,19 +921,23 @@ class Suite:
         self.check_ends(before, now, refused)
         self.check_stored(expect, cid)
         if function in KEPT:
-            self.unredeemed.append(cid)
+            self.unredeemed.append((cid, time.monotonic() + KEPT_S))
         else:
             self.redeem(cid)
         self.polite_report()
         self.wait_idle()
         self.check_stored(Expect(), None)
         self.relay.check()
-        self.check_nothing_left(linger=function in LINGERING or self.unredeemed)
+        self.check_nothing_left(linger=function in LINGERING)
+
+    def redeem_all(self):
+        while self.unredeemed:
+            cid, when = self.unredeemed.pop(0)
+            time.sleep(max(0, when - time.monotonic()))
+            self.redeem(cid)
 
     def end_round(self):
-        self.check_nothing_left()
-        while self.unredeemed:
-            self.redeem(self.unredeemed.pop())
+        self.redeem_all()
         self.check_nothing_left()
         pid = self.relay.process.pid
         self.after_round.append((settled_memory(pid), self.relay.rss(), meminfo("SUnreclaim")))
