@@ -18,6 +18,8 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 BUILD = os.environ.get("VSR_BUILD", os.path.join(TOP, "build"))
 _SERIES = re.compile(r'^(\w+)(?:\{(.*)\})? (\S+)$')
 
+BPF_FS = "/sys/fs/bpf"
+
 # Counters that must stay 0 whatever a guest does.
 MUST_STAY_ZERO = ("digest_mismatch_bpf_total", "bpf_errors_total", "conservation_difference")
 
@@ -98,9 +100,11 @@ class Relay:
         os.mkdir(self.stored_dir)
         self.log_path = os.path.join(self.dir, "log")
         self.process = None
+        # Beside a relay of this machine, and beside each other: VMs alone are all ours.
+        self.pins = f"{BPF_FS}/{os.path.basename(self.dir) if hybrid else 'vsock_relay'}"
         self.config = {
             "listen": {"vsock": not hybrid},
-            "pin_directory": os.environ.get("VSR_PIN", "/sys/fs/bpf/vsock_relay"),
+            "pin_directory": self.pins,
             "run_directory": os.path.join(self.dir, "run"),
             "upstream": {"kind": "file", "file": {"directory": self.stored_dir}},
             "metrics": {"listen": f"127.0.0.1:{self.port}"},
@@ -132,6 +136,8 @@ class Relay:
                 pass
         self.kill()
         shutil.rmtree(self.dir, ignore_errors=True)
+        if not self.pins.endswith("/vsock_relay"):
+            shutil.rmtree(self.pins, ignore_errors=True)
 
     def give(self, *paths):
         """Makes the service user their owner, if there is one."""
