@@ -180,13 +180,27 @@ $(MODEL): $(B)/obj/tests/model/explore.o $(B)/obj/tests/model/model.o $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
-# libFuzzer is clang's; the library's sources are compiled once more with its coverage.
-$(B)/fuzz/%: tests/fuzz/%.c $(LIB_SRCS) $(PROTO_HDRS) $(SKELS) $(wildcard user/*.h include/*.h)
-	$(call msg,FUZZ,$@)
+# libFuzzer is clang's; the library is compiled once more with its coverage, for all fuzzers.
+FUZZ_CFLAGS = $(CPPFLAGS) $(BASE_CFLAGS) -O1 -fno-sanitize-recover=all -pthread
+FUZZ_LIB := $(B)/fuzz/libvsr.a
+$(B)/fuzz/obj/%.o: %.c | $(PROTO_HDRS) $(SKELS)
+	$(call msg,FUZZCC,$<)
 	@mkdir -p $(@D)
-	$(Q)$(CLANG) $(CPPFLAGS) $(BASE_CFLAGS) -O1 -fsanitize=fuzzer,address,undefined \
-		-fno-sanitize-recover=all -pthread $< $(LIB_SRCS) $(PROTOS:%.proto=$(B)/gen/%.pb-c.c) \
-		$(LDLIBS) -o $@
+	$(Q)$(CLANG) $(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link,address,undefined -MMD -MP -c $< -o $@
+
+$(B)/fuzz/obj/gen/%.o: $(B)/gen/%.c
+	$(call msg,FUZZCC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(FUZZ_CFLAGS) -fsanitize=fuzzer-no-link,address,undefined -MMD -MP -c $< -o $@
+
+$(FUZZ_LIB): $(LIB_SRCS:%.c=$(B)/fuzz/obj/%.o) $(PROTOS:%.proto=$(B)/fuzz/obj/gen/%.pb-c.o)
+	$(call msg,AR,$@)
+	@rm -f $@
+	$(Q)ar rcs $@ $^
+
+$(B)/fuzz/%: $(B)/fuzz/obj/tests/fuzz/%.o $(FUZZ_LIB)
+	$(call msg,LINK,$@)
+	$(Q)$(CLANG) $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -o $@
 
 unit-bins: $(UNIT_BINS)
 tools: $(TOOL_BINS)
@@ -319,7 +333,7 @@ crash-build:
 	$(SUBMAKE) B=$(B)/crash CRASH=1 $(B)/crash/vsock-relayd
 check-build: all unit-bins tools $(MODEL) fuzz-bins san-build crash-build $(B)/vsock-agent-static
 
--include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
+-include $(shell find $(B)/obj $(B)/fuzz/obj -name '*.d' 2>/dev/null)
 .PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \
 	check-asan check-host check-crash crash-build check-vm check-guest check-matrix check-long \
 	soak bench deb fuzz coverage format install deps demo

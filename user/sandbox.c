@@ -19,7 +19,11 @@
 
 /* Instrumented builds ask for more: the sanitizers' own work, reports, and the leak check, which
  * stops the process by ptrace from a clone of it. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifndef __has_feature /* clang's way to say it */
+#define __has_feature(x) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+	__has_feature(address_sanitizer)
 #define SANITIZED true
 #else
 #define SANITIZED false
@@ -332,15 +336,15 @@ static int add_signals(scmp_filter_ctx f)
 	int r;
 
 	r = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(tgkill), 1,
-			     SCMP_A0_64(SCMP_CMP_EQ, (uint64_t)getpid()));
+			     SCMP_A0_64(SCMP_CMP_EQ, (uint64_t)getpid(), 0));
 	/* "Not 31" would let 31 with bits above the 32nd through, and the kernel sees 31. */
 	if (r == 0)
 		r = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(rt_sigaction), 1,
-				     SCMP_A0_64(SCMP_CMP_LT, SIGSYS));
+				     SCMP_A0_64(SCMP_CMP_LT, SIGSYS, 0));
 	/* libc's own, with the first thread */
 	for (uint64_t signo = SIGSYS + 1; r == 0 && signo <= SIGSYS + 2; signo++)
 		r = seccomp_rule_add(f, SCMP_ACT_ALLOW, SCMP_SYS(rt_sigaction), 1,
-				     SCMP_A0_64(SCMP_CMP_EQ, signo));
+				     SCMP_A0_64(SCMP_CMP_EQ, signo, 0));
 	return r;
 }
 
@@ -426,13 +430,14 @@ struct net_rule {
 	 LANDLOCK_ACCESS_FS_READ_FILE | FS_TRUNCATE | FS_IOCTL_DEV)
 
 static const struct ruleset handled[ABI_MAX + 1] = {
-	[1] = { FS_UP_TO(LANDLOCK_ACCESS_FS_MAKE_SYM) },
-	[2] = { FS_UP_TO(LANDLOCK_ACCESS_FS_REFER) },
-	[3] = { FS_UP_TO(FS_TRUNCATE) },
-	[4] = { FS_UP_TO(FS_TRUNCATE), NET_BIND_TCP | NET_CONNECT_TCP },
-	[5] = { FS_UP_TO(FS_IOCTL_DEV), NET_BIND_TCP | NET_CONNECT_TCP },
-	[6] = { FS_UP_TO(FS_IOCTL_DEV), NET_BIND_TCP | NET_CONNECT_TCP,
-		SCOPED_ABSTRACT | SCOPED_SIGNAL },
+	[1] = { .fs = FS_UP_TO(LANDLOCK_ACCESS_FS_MAKE_SYM) },
+	[2] = { .fs = FS_UP_TO(LANDLOCK_ACCESS_FS_REFER) },
+	[3] = { .fs = FS_UP_TO(FS_TRUNCATE) },
+	[4] = { .fs = FS_UP_TO(FS_TRUNCATE), .net = NET_BIND_TCP | NET_CONNECT_TCP },
+	[5] = { .fs = FS_UP_TO(FS_IOCTL_DEV), .net = NET_BIND_TCP | NET_CONNECT_TCP },
+	[6] = { .fs = FS_UP_TO(FS_IOCTL_DEV),
+		.net = NET_BIND_TCP | NET_CONNECT_TCP,
+		.scoped = SCOPED_ABSTRACT | SCOPED_SIGNAL },
 };
 
 #define READ (LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR)

@@ -12,8 +12,8 @@
 #include "../../user/agent/osrelease.c"
 #include "../../user/agent/repositories.c"
 #include "../../user/agent/rootfs.c"
-#include "../../user/agent/utf8.c"
 #include "../../user/agent/vmreport.c"
+#include "utf8.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

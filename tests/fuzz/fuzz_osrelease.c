@@ -9,7 +9,7 @@
 #include "../../user/agent/osrelease.c"
 #include "../../user/agent/rootfs.c"
 #include "../../user/agent/rpm.c"
-#include "../../user/agent/utf8.c"
+#include "utf8.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
