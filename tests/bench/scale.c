@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the number of VMs does to the core: CPU time per report of looking up, taking into custody,
+ * sending and ACKing, retrying and sweeping, and the memory of a VM, for 100 to 10000 of them. No
+ * sockets, no disk: an upstream that ACKs. VMs take turns, so that each finds the CPU's caches full
+ * of others. Prints JSON.
+ *
+ * cpu_ns: per report, in a tight loop, of "delivered": looked up, taken into custody, sent, ACKed,
+ * kept, all VMs with one of two buffers; "repeated": offered again; "retried"; "swept": expired.
+ * Nothing there depends on the number of VMs but how many of the CPU's caches miss. "per_report":
+ * delivered and swept once, with a buffer of its own (2000 bytes), as every report of the daemon
+ * has: what a report costs before any socket or disk.
+ */
+#include <malloc.h>
+#include <time.h>
+
+#include "relay.h"
+
+#define MAX_VMS 10000
+#define REPORTS 20000 /* a measurement */
+#define REPEATS 5
+#define LENGTH	2000
+
+static const uint32_t counts[] = { 100, 1000, MAX_VMS };
+
+/* ---- an upstream that ACKs when it is told ------------------------------------------------------- */
+
+static struct upstream_send *sends[RELAY_IN_FLIGHT_MAX];
+static size_t n_sends;
+
+static int take(struct upstream *u _unused_, struct upstream_send *s)
+{
+	sends[n_sends++] = s;
+	return 0;
+}
+
+static const struct upstream_ops ops = { .name = "bench", .send = take };
+
+static void finish(enum send_result result, uint64_t now)
+{
+	while (n_sends > 0) {
+		struct upstream_send *s = sends[--n_sends];
+
+		s->done(s, result, now);
+	}
+}
+
+/* ---- the world ----------------------------------------------------------------------------------- */
+
+struct world {
+	struct upstream up;
+	struct vm_table *vms;
+	struct match_table *matches;
+	struct relay *relay;
+	uint64_t now;
+	uint32_t n;
+	struct buf *shared[2];
+};
+
+static _noreturn_ void die(const char *what)
+{
+	fprintf(stderr, "scale: %s\n", what);
+	exit(1);
+}
+
+static double half(void *userdata _unused_)
+{
+	return 0.5;
+}
+
+static struct buf *content(uint8_t byte)
+{
+	struct buf *b;
+
+	if (buf_new(LENGTH, &b) < 0)
+		die("no memory");
+	memset(buf_tail(b), byte, LENGTH);
+	buf_advance(b, LENGTH);
+	buf_seal(b);
+	return b;
+}
+
+static void world_open(struct world *w, uint32_t n)
+{
+	struct relay_settings s = {
+		.suppress_unchanged = true,
+		.refresh_interval = 24 * USEC_PER_HOUR,
+		.stale_ack = 4 * USEC_PER_HOUR,
+		.custody_max_age = 24 * USEC_PER_HOUR,
+		.cache = { .slots = MAX_VMS,
+			   .bytes = 512 * MIB,
+			   .ttl = 4 * USEC_PER_HOUR,
+			   .keep = VM_IDLE_USEC },
+		.retry = tracker_defaults,
+	};
+
+	*w = (struct world){ .up = { .ops = &ops, .ready = true }, .n = n };
+	w->now = 1000 * USEC_PER_HOUR;
+	if (vm_table_new(VM_TABLE_MAX, (struct bucket_rate){ 0 }, (struct bucket_rate){ 0 },
+			 &w->vms) < 0 ||
+	    match_table_new(NULL, 0, &w->matches) < 0 ||
+	    relay_new(&s, w->vms, &w->up, half, NULL, &w->relay) < 0)
+		die("no memory");
+	relay_set_matches(w->relay, w->matches);
+	for (uint8_t i = 0; i < 2; i++)
+		w->shared[i] = content(i);
+}
+
+static void world_close(struct world *w)
+{
+	relay_free(w->relay);
+	finish(SEND_ACKED, w->now);
+	match_table_free(w->matches);
+	vm_table_free(w->vms);
+	for (int i = 0; i < 2; i++)
+		buf_unref(w->shared[i]);
+}
+
+static struct vm *vm_of(struct world *w, uint32_t i)
+{
+	struct vm *vm;
+
+	if (vm_table_obtain(w->vms, (struct vsr_vm_id){ .cid = 3 + i }, w->now, &vm) < 0)
+		die("no VM record");
+	return vm;
+}
+
+/* A changed report of VM i; round makes it differ from the VM's last one. */
+static void report(struct world *w, uint32_t i, uint32_t round, struct buf *b)
+{
+	struct relay_report r = {
+		.vm = vm_of(w, i),
+		.content = b,
+		.digest = round,
+		.xxh64 = round,
+		.framed = true,
+		.vm_id = "vm",
+		.vm_id_len = 2,
+	};
+	enum relay_verdict verdict;
+
+	if (relay_submit(w->relay, &r, w->now, &verdict) < 0 || verdict != RELAY_ACCEPTED)
+		die("a report was not accepted");
+}
+
+/* ---- figures ------------------------------------------------------------------------------------- */
+
+static double cpu_nsec(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+enum figure { DELIVERED, REPEATED, RETRIED, SWEPT, PER_REPORT, FIGURES };
+static const char *const names[FIGURES] = { "delivered", "repeated", "retried", "swept",
+					    "per_report" };
+
+/* New content: custody, send, ACK, kept. */
+static double deliver(struct world *w, uint32_t *round, bool own)
+{
+	double start = cpu_nsec();
+
+	for (uint32_t k = 0; k < REPORTS; k++) {
+		uint32_t i = k % w->n;
+		struct buf *b;
+
+		if (i == 0)
+			++*round;
+		b = own ? content((uint8_t)*round) : w->shared[*round % 2];
+		report(w, i, *round, b);
+		relay_run(w->relay, w->now);
+		finish(SEND_ACKED, w->now);
+		if (own)
+			buf_unref(b);
+		w->now += USEC_PER_MSEC;
+	}
+	return (cpu_nsec() - start) / REPORTS;
+}
+
+/* The same content, offered: a look-up. */
+static double repeat(struct world *w, uint32_t round)
+{
+	double start = cpu_nsec();
+
+	for (uint32_t k = 0; k < REPORTS; k++) {
+		if (relay_offer(w->relay, vm_of(w, k % w->n), LENGTH, round, w->now) !=
+		    RELAY_SUPPRESSED)
+			die("a repeat was not recognised");
+		relay_run(w->relay, w->now);
+		w->now += USEC_PER_MSEC;
+	}
+	return (cpu_nsec() - start) / REPORTS;
+}
+
+/* All VMs have content in custody, and no send succeeds: what a retry costs. */
+static double retry(struct world *w, uint32_t *round)
+{
+	/* Few enough not to expire. */
+	double start, sent = 0, wanted = MIN(20 * w->n, REPORTS / 4U);
+
+	++*round;
+	for (uint32_t i = 0; i < w->n; i++) {
+		report(w, i, *round, w->shared[*round % 2]);
+		relay_run(w->relay, w->now);
+		finish(SEND_FAILED, w->now);
+		w->now += 10 * USEC_PER_MSEC;
+	}
+	start = cpu_nsec();
+	while (sent < wanted) {
+		w->now = MAX(w->now, relay_next_event(w->relay));
+		relay_run(w->relay, w->now);
+		sent += (double)n_sends;
+		finish(SEND_FAILED, w->now);
+	}
+	return (cpu_nsec() - start) / sent;
+}
+
+/* They expire: what a sweep costs for each, the end of custody included. */
+static double sweep(struct world *w)
+{
+	struct relay_figures f;
+	double start, turns = 0;
+	size_t before;
+
+	relay_figures(w->relay, w->now, &f);
+	before = f.cache.slots_used;
+	w->now += 5 * USEC_PER_HOUR;
+	w->up.ready = false;
+	start = cpu_nsec();
+	do {
+		w->now += 1;
+		relay_run(w->relay, w->now);
+		relay_figures(w->relay, w->now, &f);
+		turns++;
+	} while (f.cache.slots_used > 0);
+	w->up.ready = true;
+	if (turns > (double)before / 16 + 2)
+		die("a sweep never ends");
+	return (cpu_nsec() - start) / (double)before;
+}
+
+static void measure(uint32_t n, double figures[FIGURES])
+{
+	uint32_t round = 0;
+	struct world w;
+	double own, swept;
+
+	world_open(&w, n);
+	deliver(&w, &round, false); /* warm */
+	figures[DELIVERED] = MIN(figures[DELIVERED], deliver(&w, &round, false));
+	own = deliver(&w, &round, true);
+	figures[REPEATED] = MIN(figures[REPEATED], repeat(&w, round));
+	figures[RETRIED] = MIN(figures[RETRIED], retry(&w, &round));
+	swept = sweep(&w);
+	figures[SWEPT] = MIN(figures[SWEPT], swept);
+	figures[PER_REPORT] = MIN(figures[PER_REPORT], own + swept);
+	world_close(&w);
+}
+
+static size_t allocated(void)
+{
+	struct mallinfo2 m = mallinfo2();
+
+	return m.uordblks + m.hblkhd;
+}
+
+/* Bytes that a VM costs which is idle: its record, maps and all; with its last report kept, also the
+ * cache's entry and what names and matches the content, without the pages of the report. */
+static double idle_vm_bytes(uint32_t n, bool kept)
+{
+	size_t before = allocated(), after;
+	uint32_t round = 0;
+	struct world w;
+
+	world_open(&w, n);
+	for (uint32_t i = 0; i < n; i++) {
+		struct buf *b = content(1);
+
+		report(&w, i, ++round, b);
+		buf_unref(b);
+		relay_run(w.relay, w.now);
+		finish(SEND_ACKED, w.now);
+		if (!kept)
+			relay_drop(w.relay, vm_of(&w, i), false, w.now);
+	}
+	after = allocated();
+	world_close(&w);
+	return (double)(after - before) / n;
+}
+
+int main(void)
+{
+	double figures[ARRAY_SIZE(counts)][FIGURES];
+
+	printf("{\"idle_vm_bytes\": {\"record\": %.0f, \"with_kept_report\": %.0f}, ",
+	       idle_vm_bytes(MAX_VMS, false), idle_vm_bytes(MAX_VMS, true));
+	for (size_t c = 0; c < ARRAY_SIZE(counts); c++)
+		for (size_t f = 0; f < FIGURES; f++)
+			figures[c][f] = 1e18;
+	/* The least of several, in turns: others use this machine too. */
+	for (int r = 0; r < REPEATS; r++)
+		for (size_t c = 0; c < ARRAY_SIZE(counts); c++)
+			measure(counts[c], figures[c]);
+	printf("\"cpu_ns\": {");
+	for (size_t f = 0; f < FIGURES; f++) {
+		printf("%s\"%s\": {", f ? ", " : "", names[f]);
+		for (size_t c = 0; c < ARRAY_SIZE(counts); c++)
+			printf("\"%u\": %.0f, ", counts[c], figures[c][f]);
+		printf("\"ratio\": %.2f}", figures[ARRAY_SIZE(counts) - 1][f] / figures[0][f]);
+	}
+	puts("}}");
+	return 0;
+}
