@@ -998,8 +998,7 @@ static bool equals_storing(const struct storing *s, const struct relay_report *r
 {
 	const struct buf *a = s->write.payload, *b = report->content;
 
-	return s->write.content.digest == report->digest && buf_len(a) == buf_len(b) &&
-	       memcmp(buf_data(a), buf_data(b), buf_len(a)) == 0;
+	return s->write.content.digest == report->digest && content_equal(a, b);
 }
 
 /* Its fate is known: it is no longer what new reports are compared with. */

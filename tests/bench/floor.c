@@ -6,14 +6,17 @@
  *
  *   floor [--durable] SOCKETS FIRST_CID COUNT OUTPUT
  *   floor --send SOCKETS FIRST_CID COUNT PORT
+ *   floor --discard SOCKETS FIRST_CID COUNT -
  *
  * Listens on SOCKETS/vm-<cid>_818 for COUNT CIDs, writes OUTPUT/0-<cid>.pb until it is told to
  * end by SIGTERM. With --durable a file is replaced atomically and survives a power loss, as the
  * daemon's `file` upstream promises; without, it is just written. With --send the bytes go into one
- * TCP connection to that port of the loopback.
+ * TCP connection to that port of the loopback. With --discard they are received through a window of
+ * 64 KiB and forgotten. SOCKETS "vsock" is port 818 of AF_VSOCK, for one VM.
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/vm_sockets.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -23,12 +26,25 @@
 #include "util.h"
 
 #define BUFFER	(16 * MIB)
+#define WINDOW	(64 * KIB)
 #define MAX_VMS 1024
 
 static _noreturn_ void die(const char *what)
 {
 	perror(what);
 	exit(1);
+}
+
+static int listen_on_vsock(void)
+{
+	struct sockaddr_vm sa = { .svm_family = AF_VSOCK,
+				  .svm_cid = VMADDR_CID_ANY,
+				  .svm_port = 818 };
+	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0 || bind(fd, (struct sockaddr *)&sa, sizeof(sa)) < 0 || listen(fd, 4096) < 0)
+		die("vsock");
+	return fd;
 }
 
 static int listen_on(const char *dir, unsigned cid)
@@ -57,6 +73,16 @@ static size_t receive(int fd, uint8_t *buf)
 			return len;
 		len += n;
 	}
+}
+
+static void discard(int fd, uint8_t *buf)
+{
+	ssize_t n;
+
+	while ((n = recv(fd, buf, WINDOW, 0)) > 0)
+		;
+	if (n < 0)
+		die("recv");
 }
 
 static void write_all(int fd, const uint8_t *buf, size_t len)
@@ -105,29 +131,36 @@ int main(int argc, char **argv)
 {
 	bool durable = argc > 1 && streq(argv[1], "--durable");
 	bool sends = argc > 1 && streq(argv[1], "--send");
+	bool discards = argc > 1 && streq(argv[1], "--discard");
 	static struct pollfd fds[MAX_VMS];
 	unsigned first, count;
 	uint8_t *buf;
 	int out;
 
-	argv += durable || sends;
-	argc -= durable || sends;
+	argv += durable || sends || discards;
+	argc -= durable || sends || discards;
 	if (argc != 5) {
 		fputs("usage: floor [--durable] SOCKETS FIRST_CID COUNT OUTPUT\n"
-		      "       floor --send SOCKETS FIRST_CID COUNT PORT\n",
+		      "       floor --send SOCKETS FIRST_CID COUNT PORT\n"
+		      "       floor --discard SOCKETS FIRST_CID COUNT -\n",
 		      stderr);
 		return 2;
 	}
 	first = strtoul(argv[2], NULL, 10);
 	count = MIN(strtoul(argv[3], NULL, 10), (unsigned long)MAX_VMS);
-	out = sends ? connect_to(argv[4]) : open(argv[4], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	out = discards ? 0
+	      : sends  ? connect_to(argv[4])
+		       : open(argv[4], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (out < 0)
 		die(argv[4]);
 	buf = mmap(NULL, BUFFER, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (buf == MAP_FAILED)
 		die("mmap");
 	for (unsigned i = 0; i < count; i++)
-		fds[i] = (struct pollfd){ .fd = listen_on(argv[1], first + i), .events = POLLIN };
+		fds[i] = (struct pollfd){ .fd = streq(argv[1], "vsock")
+							? listen_on_vsock()
+							: listen_on(argv[1], first + i),
+					  .events = POLLIN };
 	puts("ready");
 	fflush(stdout);
 
@@ -139,6 +172,11 @@ int main(int argc, char **argv)
 
 				if (fd < 0)
 					die("accept4");
+				if (discards) {
+					discard(fd, buf);
+					close(fd);
+					continue;
+				}
 				len = receive(fd, buf);
 				if (sends)
 					write_all(out, buf, len);
