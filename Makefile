@@ -276,10 +276,10 @@ soak: deps
 	$(Q)B=$(B) SCRIPT=soak.py MEMORY=4096 tests/vm/suite.sh 6.12 $$(($(SOAK) * 2 + 600)) \
 		--seconds $(SOAK)
 
-#: make bench        what a report costs, beside its floor, as JSON
+#: make bench        what a report costs, beside its floor, as a table and JSON; BENCH=full: all of it
 bench: deps
 	$(SUBMAKE) all tools
-	$(Q)/usr/bin/python3 tests/bench/run.py --build $(B)
+	$(Q)/usr/bin/python3 tests/bench/run.py --build $(B) $(if $(filter full,$(BENCH)),--full)
 
 #: make fuzz         all fuzzers, TIME seconds each (60)
 TIME ?= 60

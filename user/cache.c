@@ -403,10 +403,10 @@ static int add(struct cache *c, struct vsr_vm_id id, struct cache_entry *kept, s
 
 	if (!fits_beside(c, &f, false, buf_cost(content)))
 		return -ENOSPC;
+	r = reserve(c, slots_used(c) + 1);
+	if (r < 0)
+		return r;
 	if (!kept) {
-		r = reserve(c, c->by_id.n + 1);
-		if (r < 0)
-			return r;
 		e = calloc(1, sizeof(*e));
 		if (!e)
 			return -ENOMEM;

@@ -1,0 +1,15 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The bench over AF_VSOCK: boots a VM and runs matrix.py --vsock in it. Figures are to be compared
+# with each other, not with those of the machine outside.
+#
+#   tests/bench/vsock.sh BUILD
+set -eu
+build=$1
+here=$(dirname "$0")
+exec "$here/../vm/boot.py" --kernel 6.12 --modules loopback --memory 3072 --timeout 1500 \
+	--bin "$build/vsock-relayd:/build/vsock-relayd" \
+	--bin "$build/tests/bench/load:/build/tests/bench/load" \
+	--bin "$build/tests/bench/floor:/build/tests/bench/floor" \
+	--add "$here/matrix.py:/bench/matrix.py" -- \
+	/usr/bin/python3 /bench/matrix.py --build /build --dir /tmp --vsock --seconds 3
