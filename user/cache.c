@@ -73,7 +73,7 @@ static void empty(struct cache *c, struct cache_entry *e)
 	list_del(&e->loose);
 	if (e->content && buf_packed(e->content)) {
 		c->packed--;
-		c->packed_bytes -= e->cost;
+		c->packed_bytes -= buf_cost(e->content);
 		c->packed_length -= buf_len(e->content);
 	}
 	e->match = match_uncache(e->match);
@@ -141,17 +141,17 @@ static void join_class(struct cache *c, struct cache_entry *e, enum cache_hold h
 {
 	e->hold = hold;
 	c->count[hold]++;
-	c->bytes[hold] += e->cost;
+	c->bytes[hold] += buf_cost(e->content);
 	if (hold == CACHE_HOLD_KEPT)
 		list_add_last(&c->kept, &e->order);
 	else
-		(void)heap_set(&c->oldest[hold], &e->oldest, e->change);
+		(void)heap_set(&c->oldest[hold], &e->oldest, e->oldest.key);
 }
 
 static void leave_class(struct cache *c, struct cache_entry *e)
 {
 	c->count[e->hold]--;
-	c->bytes[e->hold] -= e->cost;
+	c->bytes[e->hold] -= buf_cost(e->content);
 	if (e->hold == CACHE_HOLD_KEPT)
 		list_del(&e->order);
 	else
@@ -237,7 +237,8 @@ static struct cache_entry *oldest_for(const struct cache *c, enum cache_hold hol
 		struct cache_entry *e =
 			heap_entry(heap_top(&c->oldest[other]), struct cache_entry, oldest);
 
-		if (e && may_push_out(hold, other) && (!oldest || e->change < oldest->change))
+		if (e && may_push_out(hold, other) &&
+		    (!oldest || e->oldest.key < oldest->oldest.key))
 			oldest = e;
 	}
 	return oldest;
@@ -301,7 +302,7 @@ static void fixed_without(struct fixed *f, enum cache_hold hold, const struct ca
 	if (may_push_out(hold, e->hold))
 		return;
 	f->count--;
-	f->bytes -= e->cost;
+	f->bytes -= buf_cost(e->content);
 }
 
 /* Replacing takes no slot: it works even where more entries are held than slots are left. */
@@ -368,11 +369,10 @@ static void fill(struct cache *c, struct cache_entry *e, struct buf *content, ui
 		e->filled = now;
 		list_add_last(&c->loose, &e->loose);
 	}
-	e->cost = buf_cost(content);
 	e->digest = digest;
 	e->generation = generation;
 	e->updated = now;
-	e->change = ++c->changes;
+	e->oldest.key = ++c->changes;
 	list_add_last(&c->order, &e->order);
 	join_class(c, e, hold);
 }
@@ -552,14 +552,13 @@ static void begin_packing(struct cache *c)
 /* The entry's content is the packed one now. Sends and connections that have the other keep it. */
 static void replace_by_packed(struct cache *c, struct cache_entry *e, struct buf *packed)
 {
-	size_t cost = buf_cost(packed);
+	size_t before = buf_cost(e->content), cost = buf_cost(packed);
 
 	if (e->match)
 		match_pack(e->match, packed, reader_copy);
 	buf_unref(e->content);
 	e->content = packed;
-	c->bytes[e->hold] -= e->cost - cost;
-	e->cost = cost;
+	c->bytes[e->hold] -= before - cost;
 	c->packed++;
 	c->packed_bytes += cost;
 	c->packed_length += buf_len(packed);

@@ -68,10 +68,8 @@ struct cache_entry {
 	uint64_t digest;     /* of the content (SPEC section 5) */
 	uint64_t generation; /* that the content stands for */
 	enum cache_hold hold;
-	size_t cost;	     /* bytes of memory */
 	uint64_t updated;    /* last change of content; kept: last use */
 	uint64_t first_seen; /* first insert of this entry */
-	uint64_t change;     /* sequence number of that change */
 	uint64_t filled;     /* when this content came */
 };
 

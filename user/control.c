@@ -362,9 +362,9 @@ static json_t *entry_json(const struct cache_entry *e, uint64_t now)
 	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "ns",
 			 (json_int_t)e->by_id.id.ns, "cid", (json_int_t)e->by_id.id.cid,
 			 "generation", (json_int_t)e->generation, "length",
-			 (json_int_t)buf_len(e->content), "cost", (json_int_t)e->cost, "custody",
-			 holds[e->hold], "age", json_age(e->updated, now), "first_seen_age",
-			 json_age(e->first_seen, now));
+			 (json_int_t)buf_len(e->content), "cost", (json_int_t)buf_cost(e->content),
+			 "custody", holds[e->hold], "age", json_age(e->updated, now),
+			 "first_seen_age", json_age(e->first_seen, now));
 }
 
 /* Entries from oldest to newest change, then what is kept after its ACK. */

@@ -308,7 +308,7 @@ static double content_bytes(uint32_t n)
 	}
 	after = allocated();
 	for (uint32_t i = 0; i < n; i++)
-		match_unref(match_uncache(match_ref(matches[i])));
+		match_uncache(matches[i]);
 	match_table_free(t);
 	return (double)(after - before) / n;
 }
