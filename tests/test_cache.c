@@ -1096,7 +1096,6 @@ static void what_is_kept_is_packed_too_and_replaced_when_it_comes_again(void **s
 	(void)state;
 	put(c, vm(3), MIB, 7, 1, RAW, 0);
 	ack(c, 3, 1);
-	cache_used(c, vm(3), 4 * SEC); /* its bytes are no younger for that */
 	pack_all(c, 5 * SEC);
 	assert_true(keeps(c, 3));
 	assert_int_equal(stats(c).packed, 1);
@@ -1106,6 +1105,27 @@ static void what_is_kept_is_packed_too_and_replaced_when_it_comes_again(void **s
 	assert_int_equal(stats(c).packed, 0);
 	assert_int_equal(bytes(c), MIB);
 	assert_int_equal(buf_data(cache_peek(c, vm(3))->content)[MIB - 1], 7);
+}
+
+static void content_that_is_reported_again_and_again_is_not_packed(void **state)
+{
+	_cleanup_(cache_freep)
+	struct cache *c = packing(10 * MIB);
+
+	(void)state;
+	put(c, vm(3), MIB, 7, 1, RAW, 0);
+	put(c, vm(4), MIB, 8, 1, RAW, 1);
+	cache_used(c, vm(3), 4 * SEC);
+	assert_int_equal(cache_pack_due(c), 5 * SEC + 1);
+	pack_all(c, 6 * SEC);
+	assert_false(buf_packed(cache_peek(c, vm(3))->content));
+	assert_true(buf_packed(cache_peek(c, vm(4))->content));
+	assert_int_equal(cache_peek(c, vm(3))->updated, 0);
+	assert_int_equal(cache_pack_due(c), 9 * SEC);
+	pack_all(c, 9 * SEC);
+	assert_int_equal(stats(c).packed, 2);
+	cache_used(c, vm(3), 10 * SEC); /* it stays packed */
+	assert_int_equal(cache_pack_due(c), USEC_INFINITY);
 }
 
 static void packed_contents_leave_room_for_others(void **state)
@@ -1520,6 +1540,7 @@ int main(void)
 		cmocka_unit_test(packed_content_is_the_same_as_before),
 		cmocka_unit_test(content_that_leaves_while_it_is_packed_is_let_go),
 		cmocka_unit_test(what_is_kept_is_packed_too_and_replaced_when_it_comes_again),
+		cmocka_unit_test(content_that_is_reported_again_and_again_is_not_packed),
 		cmocka_unit_test(packed_contents_leave_room_for_others),
 		cmocka_unit_test(an_age_of_0_packs_nothing),
 		cmocka_unit_test(content_that_finds_no_memory_for_it_stays_as_it_is),

@@ -866,6 +866,18 @@ static void dedup_bytes_unpacks_to_compare(void **state _unused_)
 	world_close(&w);
 }
 
+/* What malloc adds to a small object at most. */
+#define MALLOC_MORE 16
+
+static void an_idle_vm_costs_less_than_512_bytes_besides_its_content(void **state _unused_)
+{
+	/* Both maps have at most two buckets an element; what is kept is in no heap. */
+	size_t maps = 2 * 2 * sizeof(void *);
+
+	print_message("record %zu, entry %zu\n", sizeof(struct vm), sizeof(struct cache_entry));
+	assert_true(sizeof(struct vm) + sizeof(struct cache_entry) + 2 * MALLOC_MORE + maps < 512);
+}
+
 static void damaged_content_ends_custody_and_is_counted(void **state _unused_)
 {
 	struct world w;
@@ -1893,6 +1905,7 @@ int main(void)
 		cmocka_unit_test(a_reload_that_keeps_nothing_frees_what_was_kept),
 		cmocka_unit_test(packed_content_is_resent_and_recognised_like_any),
 		cmocka_unit_test(dedup_bytes_unpacks_to_compare),
+		cmocka_unit_test(an_idle_vm_costs_less_than_512_bytes_besides_its_content),
 		cmocka_unit_test(damaged_content_ends_custody_and_is_counted),
 		cmocka_unit_test(a_limited_report_waits_for_the_token_and_is_counted_once),
 		cmocka_unit_test(a_content_is_counted_as_limited_once_however_often_it_is),

@@ -20,7 +20,7 @@ struct cache {
 	struct heap oldest[CACHE_HOLD_KEPT];
 	size_t count[CACHE_HOLD_MAX];
 	uint64_t bytes[CACHE_HOLD_MAX];
-	struct list loose; /* contents that may be packed, oldest first */
+	struct list loose; /* contents that may be packed, idle for longest first */
 	struct packer *packer;
 	struct cache_entry *packing; /* out of loose */
 	size_t packed;
@@ -366,7 +366,7 @@ static void fill(struct cache *c, struct cache_entry *e, struct buf *content, ui
 	if (e->content != content) {
 		empty(c, e);
 		e->content = buf_ref(content);
-		e->filled = now;
+		e->idle_since = now;
 		list_add_last(&c->loose, &e->loose);
 	}
 	e->digest = digest;
@@ -457,10 +457,16 @@ void cache_used(struct cache *c, struct vsr_vm_id id, uint64_t now)
 {
 	struct cache_entry *e = find(c, id);
 
-	if (!e || e->hold != CACHE_HOLD_KEPT)
+	if (!e)
 		return;
-	leave_class(c, e);
-	keep(c, e, now);
+	if (list_linked(&e->loose)) {
+		e->idle_since = now;
+		list_move_last(&c->loose, &e->loose);
+	}
+	if (e->hold == CACHE_HOLD_KEPT) {
+		leave_class(c, e);
+		keep(c, e, now);
+	}
 }
 
 const struct cache_entry *cache_lookup(struct cache *c, struct vsr_vm_id id)
@@ -535,7 +541,7 @@ uint64_t cache_pack_due(const struct cache *c)
 
 	if (c->packing)
 		return 0;
-	return e && c->limits.pack > 0 ? usec_add(e->filled, c->limits.pack) : USEC_INFINITY;
+	return e && c->limits.pack > 0 ? usec_add(e->idle_since, c->limits.pack) : USEC_INFINITY;
 }
 
 static void begin_packing(struct cache *c)

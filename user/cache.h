@@ -53,7 +53,7 @@ struct cache_limits {
 	uint64_t bytes; /* sum of the entries' cost in memory (buf_cost()) */
 	uint64_t ttl;	/* age of content, in usec, from which on it is expired */
 	uint64_t keep;	/* how long ACKed content stays after its last use, usec; 0: not at all */
-	uint64_t pack;	/* content of this age, in usec, is compressed; 0: never */
+	uint64_t pack;	/* content not used for so long, in usec, is compressed; 0: never */
 };
 
 /* For reading; only the cache changes it. Valid until the next call that changes the cache. */
@@ -61,7 +61,7 @@ struct cache_entry {
 	struct vmmap_node by_id; /* by_id.id: the VM */
 	struct list order;	 /* oldest to newest change of content; kept: to newest use */
 	struct heap_node oldest; /* among those with the same hold; key: sequence of changes */
-	struct list loose;	 /* contents that may be packed, oldest first */
+	struct list loose;	 /* contents that may be packed, idle for longest first */
 
 	struct buf *content; /* packed, if buf_packed() says so */
 	struct match *match; /* what streams compare with; NULL: nothing is compared */
@@ -70,7 +70,7 @@ struct cache_entry {
 	enum cache_hold hold;
 	uint64_t updated;    /* last change of content; kept: last use */
 	uint64_t first_seen; /* first insert of this entry */
-	uint64_t filled;     /* when this content came */
+	uint64_t idle_since; /* when this content came, or was used last, before it was packed */
 };
 
 /* One removal, as the observer sees it. `content` is the observer's for the call only. With hold
@@ -137,7 +137,8 @@ const struct cache_entry *cache_peek(const struct cache *c, struct vsr_vm_id id)
 /* The content of the VM that is at hand, in an entry or kept; its hold tells which. NULL: none. */
 const struct cache_entry *cache_known(const struct cache *c, struct vsr_vm_id id);
 
-/* The VM has reported what is kept of it once more: a use. */
+/* The VM has reported the content once more: a use, for how long it is kept and when it is packed.
+ * It changes neither the order nor the age of an entry. */
 void cache_used(struct cache *c, struct vsr_vm_id id, uint64_t now);
 
 /* Removes the VM's entry if it stands for this generation; with CACHE_END_ACKED its content is kept
@@ -165,7 +166,7 @@ size_t cache_sweep(struct cache *c, size_t max, uint64_t now);
 /* Entries from oldest to newest change: NULL for the first; NULL behind the last. */
 const struct cache_entry *cache_next(const struct cache *c, const struct cache_entry *e);
 
-/* Packs contents that have been here for limits.pack: a step of at most `slice` bytes (about 1 ms
+/* Packs contents that nobody has used for limits.pack: a step of at most `slice` bytes (about 1 ms
  * for a MiB), so that nobody waits for it. What does not get smaller, or finds no memory, stays as
  * it is. Returns whether there is more to do now. */
 bool cache_pack(struct cache *c, size_t slice, uint64_t now);

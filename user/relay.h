@@ -141,7 +141,7 @@ uint64_t relay_due(const struct relay *r, const struct vm *vm);
  * become ready. */
 void relay_run(struct relay *r, uint64_t now);
 
-/* Packs contents that have been in the cache for cache.pack: a step of a quarter of a millisecond,
+/* Packs contents that nobody has used for cache.pack: a step of a quarter of a millisecond,
  * to be called when there is nothing else to do. Returns whether there is more to do now. */
 bool relay_pack(struct relay *r, uint64_t now);
 /* When it is time for that; USEC_INFINITY: never. */

@@ -255,8 +255,8 @@ static const struct settings_row rows[] = {
 		  "and until the VM was silent for 24 h: its repeats are then recognised in the "
 		  "kernel, packet by packet." },
 	{ DURATION("cache.compress_after", cache.compress_after_usec, "5s", 0, YEAR), RELOAD,
-	  .help = "Compress what has been in the cache for so long, when there is nothing else to "
-		  "do; 0: never." },
+	  .help = "Compress what has been in the cache for so long and was not reported again, when "
+		  "there is nothing else to do; 0: never." },
 
 	{ CHOICE("dedup", dedup, enum settings_dedup, "digest", dedup_choices), RELOAD,
 	  .help = "How a repeated report is recognised. digest: by its length and digest; bytes: "

@@ -9,6 +9,7 @@ are served, 4 at a time. The upstream is `file` on tmpfs, so that no disk is mea
   distinct      every report is new
   changed       the VM's last report, but for 8 bytes in its middle
   duplicate     the VM's last report, which is in custody (its file cannot be written)
+  rest          100 of them, and then nothing: memory, and what compressing them makes others wait
 
 The floor: a program that receives through a window of 64 KiB and discards, and one that receives a
 report and sends it over TCP (floor.c), from the same senders. The figure to compare a duplicate
@@ -296,6 +297,46 @@ def measure_line(options, table, floors, line, bpf, result):
         subject.stop()
 
 
+def poll(port, seconds, look):
+    """Milliseconds until the event loop answers, every 5 ms for some seconds: [p50, p99, max]."""
+    taken, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port)) as s:
+            s.sendall(b"GET /nothing HTTP/1.0\r\n\r\n")
+            s.recv(1024)
+        taken.append((time.monotonic() - start) * 1e3)
+        look()
+        time.sleep(0.005)
+    taken.sort()
+    return [round(taken[int(len(taken) * q)], 2) for q in (0.5, 0.99)] + [round(taken[-1], 2)]
+
+
+def measure_rest(options, result):
+    """100 reports of 2.5 MB in custody, and then nothing: they are compressed 5 s later, which must
+    make nobody wait. The control is the same second before it begins."""
+    subject = Subject(options, 100, "duplicate")
+    rss = []
+    try:
+        subject.start_daemon()
+        pid = subject.process.pid
+        subject.load("2.5MB", "vsr2", 0.1)
+        control = poll(subject.port, 1, lambda: None)
+        during = poll(subject.port, 10, lambda: rss.append(status_mib(pid, "VmRSS")))
+        metrics = subject.metrics()
+        result["rest"] = {
+            "peak_mib": status_mib(pid, "VmHWM"), "resting_mib": rss[-1],
+            "compressed": metrics["vsock_relay_cache_compressed_contents"],
+            "compressed_mib": round(metrics["vsock_relay_cache_compressed_bytes"] / 2**20, 1),
+            "answer_ms": {"p50_p99_max": during, "control_p50_p99_max": control},
+        }
+        print(f"rest: {result['rest']}", file=sys.stderr)
+    except Exception as e:  # pylint: disable=broad-except
+        result["errors"].append(f"rest: {e}")
+    finally:
+        subject.stop()
+
+
 def main():
     parser = argparse.ArgumentParser(description="load by VMs, size and kind of report")
     parser.add_argument("--build", default="build", help="folder with the programs")
@@ -315,6 +356,8 @@ def main():
     for bpf in ("required", "off") if options.vsock else ("off",):
         for line in todo:
             measure_line(options, table, floors, line, bpf, result)
+    if not options.vsock:
+        measure_rest(options, result)
     for error in result["errors"]:
         print(error, file=sys.stderr)
     json.dump(result, sys.stdout)
