@@ -16,5 +16,6 @@ extern const struct ctl_command ctl_loglevel_commands[];
 extern const struct ctl_command ctl_doctor_commands[]; /* doctor.c */
 extern const struct ctl_command ctl_maps_commands[];   /* maps.c */
 extern const struct ctl_command ctl_bundle_commands[]; /* bundle.c */
+extern const struct ctl_command ctl_trace_commands[];  /* ctl_trace.c */
 
 #endif

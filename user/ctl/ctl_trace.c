@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl_trace.h"
-
+/* `vsock-relayctl trace`: attaches, waits, and prints what user/flow.c makes of it (docs/tracing.md). */
 #include <getopt.h>
 #include <signal.h>
 #include <sys/random.h>
 #include <time.h>
 
 #include "bpf_why.h"
+#include "commands.h"
 #include "duration.h"
 #include "flow.h"
 #include "ingest_bpf.h"
@@ -209,11 +209,6 @@ static void say_lost(struct run *r)
 	r->lost = lost;
 }
 
-static const char *pin_directory(const struct run *r)
-{
-	return r->ctl->pin_dir ?: VSR_PIN_DIR;
-}
-
 /* The verdict's counters. Another map is that of a new start, which began with zeros. */
 static void look_at_stats(struct run *r)
 {
@@ -222,7 +217,7 @@ static void look_at_stats(struct run *r)
 	uint32_t id;
 	size_t n;
 
-	if (ingest_bpf_stats_pinned(pin_directory(r), &stats, &id) < 0)
+	if (ingest_bpf_stats_pinned(r->ctl->pin_dir, &stats, &id) < 0)
 		return;
 	if (r->stats_known && id != r->stats_id)
 		memset(&r->stats, 0, sizeof(r->stats));
@@ -236,7 +231,7 @@ static void look_at_stats(struct run *r)
 
 static void begin_stats(struct run *r)
 {
-	int result = ingest_bpf_stats_pinned(pin_directory(r), &r->stats, &r->stats_id);
+	int result = ingest_bpf_stats_pinned(r->ctl->pin_dir, &r->stats, &r->stats_id);
 
 	r->watch_stats = true;
 	r->stats_known = result == 0;
@@ -244,12 +239,12 @@ static void begin_stats(struct run *r)
 		fprintf(stderr,
 			"vsock-relayctl: verdict errors cannot be seen: %s/vsr_stats is of "
 			"another version\n",
-			pin_directory(r));
+			r->ctl->pin_dir);
 	else if (result < 0)
 		fprintf(stderr,
 			"vsock-relayctl: verdict errors cannot be seen before a daemon has "
 			"pinned its maps: %s/vsr_stats: %s\n",
-			pin_directory(r), strerror(-result));
+			r->ctl->pin_dir, strerror(-result));
 	r->next_stats = usec_add(now_usec(), STATS_USEC);
 }
 
@@ -482,7 +477,7 @@ static int run_alarms(struct ctl *ctl, int argc, char *argv[])
 			  on_alarm);
 }
 
-const struct ctl_command trace_commands[] = {
+const struct ctl_command ctl_trace_commands[] = {
 	{ "packets", "[--op OP,...] [--count N] " OPTIONS_TEXT,
 	  "every vsock packet: time, CIDs and ports, operation, length, flags, credit",
 	  "      --op OP,...   only request, response, rst, shutdown, rw, credit_update,\n"

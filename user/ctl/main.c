@@ -6,7 +6,6 @@
 #include <getopt.h>
 
 #include "commands.h"
-#include "ctl_trace.h"
 #include "names.h"
 #include "settings.h"
 
@@ -48,7 +47,8 @@ static const struct ctl_object objects[] = {
 	{ "doctor", "what is wrong on this node, and what to do", ctl_doctor_commands },
 	{ "maps", "the pinned BPF maps", ctl_maps_commands },
 	{ "bundle", "an archive for whoever helps, without secrets", ctl_bundle_commands },
-	{ "trace", "packets, connections, latencies and alarms, as they happen", trace_commands },
+	{ "trace", "packets, connections, latencies and alarms, as they happen",
+	  ctl_trace_commands },
 	{ "version", "version of this program", version_commands },
 	{ "help", "this text, or the commands of an object", help_commands },
 };
