@@ -8,6 +8,7 @@ and tests/vm/inside.py."""
 import contextlib
 import os
 import signal
+import tempfile
 import threading
 import time
 
@@ -600,6 +601,36 @@ def offer_busy(world):
 # ---- stop and reload ----
 
 
+def killed(world):
+    """With a state directory: what was answered 0 survives SIGKILL, and is still known after it."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("VSR_TMP")) as directory:
+        state = os.path.join(directory, "state")
+        vms = 2 if world.many else 1
+        with world.relay({"retry": {"base": "1s"}, "state_directory": state}, vms=vms) as r:
+            payloads = {world.cid(n): rp.report(world.cid(n), 300_000) for n in range(vms)}
+            blockers = [os.path.join(r.stored_dir, f"0-{cid}.pb") for cid in payloads]
+            for path in blockers:
+                os.makedirs(os.path.join(path, "x"))
+            for n, payload in enumerate(payloads.values()):
+                assert rp.send_framed(world.address(r, n), payload) == rp.ACCEPTED
+            r.kill()
+            assert len(os.listdir(os.path.join(state, "spool"))) == vms
+            r.start()
+            assert r.metric("contents_restored_total") == vms
+            for n, payload in enumerate(payloads.values()):
+                # Known by its digest alone, where BPF hashes it.
+                assert rp.send_framed(world.address(r, n), payload) == rp.NOTHING_TO_DO
+                assert rp.send_raw(world.address(r, n), payload)
+            r.wait_metric("duplicates_total", value=2 * vms)
+            for path in blockers:
+                os.rmdir(os.path.join(path, "x"))
+                os.rmdir(path)
+            for cid, payload in payloads.items():
+                r.wait_stored(cid, payload)
+            r.wait_metric("contents_held", value=0)
+            wait_for(lambda: os.listdir(os.path.join(state, "spool")) == [], 10, "empty spool")
+
+
 def stop(world):
     """SIGTERM: who waits is refused, who sends is finished, exit 0."""
     with world.start_raw({}) as r:
@@ -658,7 +689,7 @@ ALL = (
     malformed, cid_mismatch, digest_mismatch, bad_header, aborted, deadline,
     duplicate_in_custody, duplicate_small, unchanged, kept_after_ack, compressed, rate_limit,
     failed_send, cache_expiry, no_cache, connections_of_a_vm,
-    stop, stop_grace, reload,
+    killed, stop, stop_grace, reload,
 )
 # These need several VMs.
 MANY = (cache_full, wait_timeout, outgrown, offer_busy, fifty_one)
