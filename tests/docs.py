@@ -84,7 +84,7 @@ def settings_named():
 
 def tests_named():
     """Tests that docs/security.md, docs/delivery.md and docs/design.md name exist."""
-    modules = {path.stem.removeprefix("test_"): path for path in (TOP / "tests").glob("test_*.c")}
+    modules = {path.stem.removeprefix("test_"): path for path in (TOP / "tests").rglob("test_*.c")}
     modules["hostile"] = TOP / "tests/lib/hostile.py"
     modules["scenarios"] = TOP / "tests/lib/scenarios.py"
     modules["kernel-facts"] = TOP / "tests/vm/kernel_facts.py"
