@@ -35,7 +35,13 @@ struct ingest_world {
 	size_t n_sends;
 	bool hold;	      /* sends do not end by themselves */
 	unsigned descriptors; /* open before */
+	struct match_table *matches;
 	/* change before ingest_world_open() */
+	struct ingest_bpf *bpf; /* whose blocks are at `blocks`; NULL: user-space mode */
+	uint64_t *blocks;
+	uint32_t n_blocks;
+	bool suppress;
+	uint64_t keep; /* contents after their ACK, usec */
 	struct admission_settings admission_settings;
 	struct ingest_settings settings;
 	size_t slots; /* of the cache */
@@ -83,7 +89,11 @@ static inline void ingest_world_open(struct ingest_world *w)
 	static const struct upstream_ops ops = { .name = "test", .send = ingest_world_send };
 	struct relay_settings rs = {
 		.custody_max_age = USEC_PER_HOUR,
-		.cache = { .slots = w->slots, .bytes = 64 * MIB, .ttl = USEC_PER_HOUR },
+		.suppress_unchanged = w->suppress,
+		.cache = { .slots = w->slots,
+			   .bytes = 64 * MIB,
+			   .ttl = USEC_PER_HOUR,
+			   .keep = w->keep },
 		.retry = tracker_defaults,
 	};
 	struct bucket_rate unlimited = { 0 };
@@ -97,8 +107,11 @@ static inline void ingest_world_open(struct ingest_world *w)
 	assert_int_equal(vm_table_new(VM_TABLE_MAX, unlimited, unlimited, &w->vms), 0);
 	assert_int_equal(admission_new(w->vms, &w->admission_settings, &w->admission), 0);
 	assert_int_equal(relay_new(&rs, w->vms, &w->up, ingest_world_random, NULL, &w->relay), 0);
+	assert_int_equal(match_table_new(w->blocks, w->n_blocks, &w->matches), 0);
+	relay_set_matches(w->relay, w->matches);
 	parts = (struct ingest_parts){
 		.event = w->event,
+		.bpf = w->bpf,
 		.vms = w->vms,
 		.admission = w->admission,
 		.relay = w->relay,
@@ -162,6 +175,7 @@ static inline void ingest_world_close(struct ingest_world *w)
 	w->relay = relay_free(w->relay);
 	while (w->n_sends > 0)
 		ingest_world_finish(w, SEND_ACKED);
+	w->matches = match_table_free(w->matches);
 	w->admission = admission_free(w->admission);
 	w->vms = vm_table_free(w->vms);
 	w->event = sd_event_unref(w->event);

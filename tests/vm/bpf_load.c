@@ -21,7 +21,11 @@ static int verified(struct bpf_program *prog)
 	int r;
 
 	r = bpf_obj_get_info_by_fd(bpf_program__fd(prog), &info, &size);
-	return r < 0 ? r : (int)info.verified_insns;
+	if (r < 0)
+		return r;
+	printf("# %s: %u bytes of BPF, %u of machine code\n", bpf_program__name(prog),
+	       info.xlated_prog_len, info.jited_prog_len);
+	return (int)info.verified_insns;
 }
 
 int main(void)
