@@ -287,6 +287,11 @@ fuzz: deps
 	$(SUBMAKE) fuzz-bins
 	$(Q)tests/fuzz/run $(B) $(TIME)
 
+#: make lint         cppcheck over the sources
+lint: deps
+	$(SUBMAKE) all
+	$(Q)tests/lint $(B)
+
 #: make coverage     lines and branches that the unit tests run, as text and in build/cov/html
 coverage: deps
 	$(SUBMAKE) B=$(B)/cov COV=1 unit-bins
@@ -336,4 +341,4 @@ check-build: all unit-bins tools $(MODEL) fuzz-bins san-build crash-build $(B)/v
 -include $(shell find $(B)/obj $(B)/fuzz/obj -name '*.d' 2>/dev/null)
 .PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \
 	check-asan check-host check-crash crash-build check-vm check-guest check-matrix check-long \
-	soak bench deb fuzz coverage format install deps demo
+	soak bench deb fuzz lint coverage format install deps demo
