@@ -4,10 +4,12 @@
 an installation, with the commands of docs/operating.md as they stand there. Arguments: the version to
 install, and the one to upgrade to."""
 
+import grp
 import json
 import os
 import pwd
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,13 +40,18 @@ def sh(*command, status=0):
     return said
 
 
-def page_commands(heading):
-    """The commands of that part of docs/operating.md, in their order."""
-    with open("/run/vsr/operating.md", encoding="utf-8") as f:
-        part = re.search(rf"^## {heading}\n(.*?)^## ", f.read(), re.M | re.S).group(1)
+def page_commands(heading, page="operating"):
+    """The commands of that part of docs/operating.md or docs/agent.md, in their order."""
+    with open(f"/run/vsr/{page}.md", encoding="utf-8") as f:
+        part = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", f.read(), re.M | re.S).group(1)
     found = re.findall(r"^    (\S.*)$", part, re.M)
     assert found, heading
     return found
+
+
+def readme_commands():
+    with open("/run/vsr/README.md", encoding="utf-8") as f:
+        return re.findall(r"^    (apt install .*)$", f.read(), re.M)
 
 
 def type_in(command, status=0):
@@ -111,6 +118,7 @@ def files():
 
 def installs_and_starts():
     (install,) = [c for c in page_commands("Install") if c.startswith("apt ")]
+    assert install in readme_commands()
     type_in(install)
     assert is_active(), sh("systemctl", "status", UNIT, status=None) + journal()
     assert show("UnitFileState") == "enabled"
@@ -199,6 +207,83 @@ def broken_file_at_start():
     assert is_active()
 
 
+def hybrid_sockets_with_a_drop_in():
+    """As the page says: the directory, and the group that may write there."""
+    good = open(CONFIG, encoding="utf-8").read()
+    sh("groupadd", "vmm")
+    os.makedirs("/run/vms/50")
+    for path in ("/run/vms", "/run/vms/50"):
+        shutil.chown(path, "root", "vmm")
+        os.chmod(path, 0o2775)
+    folder = f"/etc/systemd/system/{UNIT}.service.d"
+    os.mkdir(folder)
+    with open(f"{folder}/vms.conf", "w", encoding="ascii") as f:
+        f.write("[Service]\nReadWritePaths=/run/vms\nSupplementaryGroups=vmm\n")
+    write('hybrid: {sockets: [{pattern: "/run/vms/{cid}/vsock.sock"}], group: vmm}\n')
+    sh("systemctl", "daemon-reload")
+    sh("systemctl", "restart", UNIT)
+    assert rp.send_framed("/run/vms/50/vsock.sock_818", rp.report(50)) == rp.ACCEPTED
+    assert grp.getgrgid(os.stat("/run/vms/50/vsock.sock_818").st_gid).gr_name == "vmm"
+    # A VM that comes later.
+    os.mkdir("/run/vms/51")
+    os.chmod("/run/vms/51", 0o2775)
+    wait_for(lambda: os.path.exists("/run/vms/51/vsock.sock_818"), 20, "socket of a new VM")
+    shutil.rmtree(folder)
+    shutil.rmtree("/run/vms")
+    sh("groupdel", "vmm")
+    write(good)
+    sh("systemctl", "daemon-reload")
+    sh("systemctl", "restart", UNIT)
+
+
+def pod_has_the_capabilities_it_needs():
+    """Root with the DaemonSet's capabilities and no others starts, with BPF; without any of them not."""
+    with open("/run/vsr/pod.json", encoding="utf-8") as f:
+        pod = json.load(f)
+    sh("systemctl", "stop", UNIT)
+    with open("/run/vsr/pod.yaml", "w", encoding="utf-8") as f:
+        f.write(pod["settings"])
+    started = {"all": start_pod(pod["capabilities"])}
+    for without in pod["capabilities"]:
+        started[without] = start_pod([c for c in pod["capabilities"] if c != without])
+    assert started == {"all": True, **{c: False for c in pod["capabilities"]}}, started
+    sh("systemctl", "start", UNIT)
+
+
+def start_pod(capabilities):
+    """Whether it starts, where nothing is there yet; the process is user 818 without any then."""
+    folders = ["/run/pod", "/var/lib/pod", "/sys/fs/bpf/pod"]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in folders[:2]:
+        os.mkdir(folder)
+    with open("/run/systemd/system/pod.service", "w", encoding="ascii") as f:
+        f.write(f"""[Service]
+Type=notify
+ExecStart=/usr/sbin/vsock-relayd --config /run/vsr/pod.yaml --bpf required --pin-directory /sys/fs/bpf/pod \
+    --run-directory /run/pod --admin-socket /run/pod/s --upstream-file-directory /var/lib/pod/reports
+CapabilityBoundingSet={' '.join(capabilities)}
+NoNewPrivileges=yes
+ProtectSystem=strict
+ReadWritePaths={' '.join(folders[:2])} /sys/fs/bpf
+""")
+    sh("systemctl", "daemon-reload")
+    sh("systemctl", "start", "pod", status=None)
+    active = show("ActiveState", "pod") == "active"
+    if active:
+        status = open(f"/proc/{show('MainPID', 'pod')}/status", encoding="ascii").read()
+        fields = dict(re.findall(r"^(\w+):\s*(.*)$", status, re.M))
+        assert fields["Uid"].split() == ["818"] * 4 and int(fields["CapEff"], 16) == 0, status
+    else:
+        print("#", journal(unit="pod").splitlines()[-4:-3], flush=True)
+    sh("systemctl", "stop", "pod")
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    os.unlink("/run/systemd/system/pod.service")
+    sh("systemctl", "daemon-reload")
+    return active
+
+
 # ---- life ----
 
 
@@ -213,12 +298,15 @@ def watchdog_restarts_a_stopped_process():
 
 def agent_reports():
     """The agent's package: its timer waits, its service sends this machine's packages."""
-    type_in(f"apt install ./build/vsock-agent_{VERSION}_*.deb")
+    (install,) = [c for c in readme_commands() if "vsock-agent" in c]
+    type_in(install)
     assert show("ActiveState", "vsock-agent.timer") == "active"
     with open("/etc/default/vsock-agent", "w", encoding="utf-8") as f:
         f.write('VSOCK_AGENT_OPTIONS="--host-cid 1 --cid 1"\n')
-    sh("systemctl", "start", "vsock-agent")
-    assert "accepted" in journal(unit="vsock-agent"), journal(unit="vsock-agent")
+    send_now, look, timers = page_commands("Installing it in a guest", "agent")[1:]
+    type_in(send_now)
+    assert "accepted" in type_in(look)
+    assert "vsock-agent.timer" in type_in(timers)
     stored = f"{REPORTS}/0-1.pb"
     wait_for(lambda: os.path.exists(stored), 20, "report is stored")
     names = sh("dpkg-query", "-W", "-f", "${Package}\n").split()
@@ -290,6 +378,8 @@ def main():
     tap.run("reload with a broken file: says where, and the service stays", broken_file_keeps_the_service)
     tap.run("reload applies a good file", reload_applies)
     tap.run("start with a broken file: says where, once", broken_file_at_start)
+    tap.run("hybrid sockets, with the drop-in of the page", hybrid_sockets_with_a_drop_in)
+    tap.run("the DaemonSet's capabilities are enough, and each is needed", pod_has_the_capabilities_it_needs)
     tap.run("the watchdog restarts a stopped process", watchdog_restarts_a_stopped_process)
     tap.run("the agent's service reports, sandboxed", agent_reports)
     tap.run("upgrade keeps vsr_vms, vsr_vm_state and the content in custody", upgrade_keeps_what_is_held)

@@ -5,6 +5,7 @@ the 6.12 kernel, in which node.py installs, breaks, upgrades and purges them. Ar
 folder. Prints TAP."""
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -13,9 +14,10 @@ import tempfile
 from pathlib import Path
 
 TOP = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(TOP / "tests/vm"))
+sys.path[:0] = [str(TOP / "tests" / folder) for folder in ("vm", "lib", "deploy")]
 
 import boot
+import manifests
 
 TIMEOUT = 880
 NEWER = "9.0.0"  # the package that is upgraded to
@@ -140,8 +142,10 @@ def main():
     # As in a clone, where docs/operating.md has its commands run.
     for deb in (old["vsock-relay"], old["vsock-agent"], new["vsock-relay"]):
         vm.add(deb, f"/payload/build/{deb.name}")
-    vm.add(TOP / "docs/operating.md", "/payload/operating.md")
-    vm.add(TOP / "scripts/deploy/daemonset.yaml", "/payload/daemonset.yaml")
+    for page in ("docs/operating.md", "docs/agent.md", "README.md"):
+        vm.add(TOP / page, f"/payload/{Path(page).name}")
+    pod = {"capabilities": manifests.capabilities(), "settings": manifests.settings()}
+    vm.image.text("/payload/pod.json", json.dumps(pod))
     vm.image.add(TOP / "tests/lib", "/payload/lib")
     vm.image.add(TOP / "tests/deploy/node.py", "/payload/deploy/node.py")
     vm.image.add(build / "tests/vm/fakeguest", "/payload/fakeguest")

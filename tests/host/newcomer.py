@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""What `make run` tells a newcomer to type works as it stands. Argument: the build's folder. Needs the
-port that those settings name, so one run at a time."""
+"""What a newcomer is told to type works as it stands: what `make run` shows, and, with --long, the
+commands of the README that take longer. Argument: the build's folder. Needs the port that those
+settings name, so one run at a time."""
 
 import os
 import re
@@ -65,9 +66,44 @@ def type_what_it_says(daemon, log):
     assert "(answer 1)" in shell(send), "the same again is a repeat"
 
 
+# Each command of the README, and what runs it as it stands there.
+README = {
+    "make demo": "here, with --long",
+    "make check": "whoever runs this suite with the others",
+    "make deb": "tests/deploy/packages.py",
+    "apt install ./build/vsock-relay_0.1.0_amd64.deb": "tests/deploy/node.py",
+    "apt install ./build/vsock-agent_0.1.0_amd64.deb": "tests/deploy/node.py",
+}
+
+
+def readme():
+    with open(os.path.join(TOP, "README.md"), encoding="utf-8") as f:
+        return re.sub(r"^```.*?^```", "", f.read(), flags=re.M | re.S)
+
+
+def every_command_is_run():
+    shown = [c.strip() for c in re.findall(r"^    ([^\s#][^#\n]*)", readme(), re.M)]
+    assert sorted(shown) == sorted(README), (shown, list(README))
+
+
+def demo():
+    """make demo, and what the README says that it shows."""
+    done = subprocess.run(["make", "demo"], cwd=TOP, capture_output=True, text=True, timeout=800, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "DEMO PASSED" in said, said
+    with open(os.path.join(TOP, "README.md"), encoding="utf-8") as f:
+        block = re.search(r"^```\nBooting the node\n(.*?)^```", f.read(), re.M | re.S).group(1)
+    for heading in re.findall(r"^(?:\d\. .*?|The VMs, .*?|What it took)(?=:|$)", block, re.M):
+        assert heading in said, (heading, said)
+
+
 def main():
     tap = Tap()
-    tap.run("make run: the commands that it shows", run, os.path.abspath(sys.argv[1]))
+    if "--long" in sys.argv:
+        tap.run("README: make demo shows what the README says", demo)
+    else:
+        tap.run("README: every command in it is run by a test", every_command_is_run)
+        tap.run("make run: the commands that it shows", run, os.path.abspath(sys.argv[1]))
     tap.end()
 
 
