@@ -98,6 +98,8 @@ check "make deps again finds all there, without network" \
 check "make builds the programs" inside "make -j\$(nproc)"
 check "the static agent builds" inside "make build/vsock-agent-static"
 check "the daemon starts" inside "build/vsock-relayd --version && build/vsock-agent --help"
+check "the packages build" inside \
+	"make deb && test -e build/vsock-relay_*.deb && test -e build/vsock-agent_*.deb"
 check "unit tests pass" inside "make -j\$(nproc) unit-bins && make check-unit"
 check "a VM boots and loads the BPF program" inside \
 	"make build/tests/vm/bpf_load && tests/vm/boot.py --bin build/tests/vm/bpf_load \

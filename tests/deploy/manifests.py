@@ -39,7 +39,8 @@ POD = {
     "priorityClassName": str, "hostNetwork": bool, "hostPID": bool,
     "dnsPolicy": {"ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"},
     "terminationGracePeriodSeconds": int,
-    "securityContext": {"seccompProfile": {"!type": {"Unconfined", "RuntimeDefault", "Localhost"}}},
+    "securityContext": {"seccompProfile": {"!type": {"Unconfined", "RuntimeDefault", "Localhost"}},
+                        "appArmorProfile": {"!type": {"Unconfined", "RuntimeDefault", "Localhost"}}},
     "!containers": [CONTAINER],
     "volumes": [{
         "!name": str, "configMap": {"!name": str},
