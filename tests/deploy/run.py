@@ -141,8 +141,13 @@ def dashboard_shows_a_daemon():
     queries, variables = dashboard_queries()
     assert len(queries) > 40, len(queries)
     port = free_port()
-    settings = {"admission": {"grant_rate": 0}, "bpf": "off"}
-    with Relay(settings, hybrid={f"vm{cid}": cid for cid in CIDS}) as relay, prometheus(relay, port):
+    hybrid = {f"vm{cid}": cid for cid in CIDS}
+    with (
+        tempfile.TemporaryDirectory() as state,
+        Relay({"admission": {"grant_rate": 0}, "bpf": "off", "state_directory": f"{state}/state"},
+              hybrid=hybrid) as relay,
+        prometheus(relay, port),
+    ):  # fmt: skip
         load(relay, 8)
 
         def scraped():
