@@ -58,7 +58,8 @@ def packages_are_complete(made):
         "/usr/share/doc/vsock-relay/examples/vsock-relayd.yaml",
         "/usr/share/doc/vsock-relay/examples/prometheus-rules.yaml",
         "/usr/share/doc/vsock-relay/examples/grafana-dashboard.json",
-        "/usr/share/man/man8/vsock-relayd.8.gz", "/usr/share/man/man8/vsock-relayctl.8.gz",
+        "/usr/share/man/man8/vsock-relayd.8.gz", "/usr/share/man/man5/vsock-relayd.yaml.5.gz",
+        "/usr/share/man/man8/vsock-relayctl.8.gz",
         "/usr/share/bash-completion/completions/vsock-relayctl",
     }  # fmt: skip
     assert wanted <= set(relay), wanted - set(relay)

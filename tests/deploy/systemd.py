@@ -19,7 +19,7 @@ sys.path[:0] = [str(TOP / "tests" / folder) for folder in ("vm", "lib", "deploy"
 import boot
 import manifests
 
-TIMEOUT = 880
+TIMEOUT = 1680
 NEWER = "9.0.0"  # the package that is upgraded to
 SIZE = "1500M"
 # Beside what our packages depend on.
