@@ -219,6 +219,63 @@ static void test_exported_state_shows_a_digest_only_of_a_valid_record(void **sta
 	assert_int_equal(s.custody, 1);
 }
 
+static bool shown_before(struct vsr_vm_id id, struct vsr_vm_state *ret, void *userdata)
+{
+	unsigned int *asked = userdata;
+
+	(*asked)++;
+	ret->received = 100; /* also where nothing is returned: it must not count */
+	if (id.cid != 10)
+		return false;
+	*ret = (struct vsr_vm_state){
+		.received = 5,
+		.accepted = 4,
+		.duplicates = 1,
+		.refused = 2,
+		.generation = 9,
+		.custody = 1,
+		.record_digest = 7,
+		.last_accepted_ns = 11,
+		.last_ack_ns = 12,
+	};
+	return true;
+}
+
+static void test_counters_go_on_from_what_was_shown_before_and_decide_nothing(void **state)
+{
+	_cleanup_(vm_table_freep)
+	struct vm_table *t = table(2);
+	unsigned int asked = 0;
+	struct vsr_vm_state s;
+	struct vm *vm;
+
+	(void)state;
+	vm_table_remember(t, shown_before, &asked);
+	vm = obtain(t, 10, NOW);
+	assert_ptr_equal(obtain(t, 10, NOW), vm);
+	assert_int_equal(asked, 1);
+	assert_int_equal(vm->last_ack, 0);
+	assert_int_equal(vm->generation, 0);
+	assert_false(vm->has_record);
+	vm->received++;
+	vm->accepts++;
+	vm_export(vm, &s);
+	assert_int_equal(s.received, 6);
+	assert_int_equal(s.accepted, 5);
+	assert_int_equal(s.duplicates, 1);
+	assert_int_equal(s.refused, 2);
+	assert_int_equal(s.last_accepted_ns, 11);
+	assert_int_equal(s.last_ack_ns, 12);
+	assert_int_equal(s.generation, 0);
+	assert_int_equal(s.custody, 0);
+	assert_int_equal(s.record_digest, 0);
+	vm->last_ack = 2;
+	vm_export(vm, &s);
+	assert_int_equal(s.last_ack_ns, 2000);
+	vm_export(obtain(t, 11, NOW), &s);
+	assert_int_equal(s.received, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -230,6 +287,7 @@ int main(void)
 		cmocka_unit_test(test_table_holds_16384_records_of_less_than_512_bytes),
 		cmocka_unit_test(test_all_records_are_seen_once),
 		cmocka_unit_test(test_exported_state_shows_a_digest_only_of_a_valid_record),
+		cmocka_unit_test(test_counters_go_on_from_what_was_shown_before_and_decide_nothing),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

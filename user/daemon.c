@@ -298,6 +298,14 @@ static void on_vm_changed(const struct vm *vm, void *userdata)
 	ingest_bpf_vm_state_update(d->bpf, &vm->node.id, &state);
 }
 
+/* vsr_vm_state outlives us, and its counters go on. */
+static bool vm_before(struct vsr_vm_id id, struct vsr_vm_state *ret, void *userdata)
+{
+	struct daemon *d = userdata;
+
+	return ingest_bpf_vm_state_lookup(d->bpf, &id, ret) == 0;
+}
+
 static void notify_status(const struct daemon *d)
 {
 	sd_notifyf(0, "STATUS=%s; %s; %u hybrid sockets; upstream %s",
@@ -873,8 +881,10 @@ static int start_ingest(struct daemon *d, uint64_t seed)
 	};
 	int r;
 
-	if (d->bpf)
+	if (d->bpf) {
 		relay_observe(d->relay, on_vm_changed, d);
+		vm_table_remember(d->vms, vm_before, d);
+	}
 	r = start_matches(d);
 	if (r == 0)
 		r = ingest_new(&s, &parts, &d->ingest);

@@ -7,6 +7,8 @@ struct vm_table {
 	size_t max;
 	struct bucket_rate grants, reports;
 	uint64_t evicted, refused;
+	bool (*before)(struct vsr_vm_id id, struct vsr_vm_state *ret, void *userdata);
+	void *before_data;
 };
 
 static struct vm *vm_free(struct vm_table *t, struct vm *vm)
@@ -56,6 +58,15 @@ void vm_table_set_rates(struct vm_table *t, struct bucket_rate grants, struct bu
 {
 	t->grants = grants;
 	t->reports = reports;
+}
+
+void vm_table_remember(struct vm_table *t,
+		       bool (*before)(struct vsr_vm_id id, struct vsr_vm_state *ret,
+				      void *userdata),
+		       void *userdata)
+{
+	t->before = before;
+	t->before_data = userdata;
 }
 
 bool vm_pinned(const struct vm_table *t, const struct vm *vm, uint64_t now)
@@ -108,6 +119,8 @@ int vm_table_obtain(struct vm_table *t, struct vsr_vm_id id, uint64_t now, struc
 		list_init(&vm->waiters);
 		list_init(&vm->turn);
 		vmmap_add(&t->map, &vm->node, id);
+		if (t->before && !t->before(id, &vm->before, t->before_data))
+			vm->before = (struct vsr_vm_state){};
 	}
 	vm->last_used = now;
 	list_move_last(&t->by_use, &vm->by_use);
@@ -185,16 +198,17 @@ uint64_t vm_next_report(const struct vm_table *t, const struct vm *vm, uint64_t 
 void vm_export(const struct vm *vm, struct vsr_vm_state *ret)
 {
 	*ret = (struct vsr_vm_state){
-		.received = vm->received,
-		.accepted = vm->accepts,
-		.duplicates = vm->duplicates,
-		.refused = vm->refused,
+		.received = vm->before.received + vm->received,
+		.accepted = vm->before.accepted + vm->accepts,
+		.duplicates = vm->before.duplicates + vm->duplicates,
+		.refused = vm->before.refused + vm->refused,
 		.record_length = vm->has_record ? vm->record_length : 0,
 		.record_digest = vm->has_record ? vm->record_digest : 0,
 		.generation = vm->generation,
 		.custody = vm->custody != NULL,
-		.last_accepted_ns = vm->last_accepted * NSEC_PER_USEC,
-		.last_ack_ns = vm->last_ack * NSEC_PER_USEC,
+		.last_accepted_ns = vm->last_accepted ? vm->last_accepted * NSEC_PER_USEC
+						      : vm->before.last_accepted_ns,
+		.last_ack_ns = vm->last_ack ? vm->last_ack * NSEC_PER_USEC : vm->before.last_ack_ns,
 		.debt = vm->debt + vm->kept,
 	};
 }

@@ -59,6 +59,7 @@ struct vm {
 
 	/* counters of vsr_vm_state */
 	uint64_t received, accepts, duplicates, refused;
+	struct vsr_vm_state before; /* what vsr_vm_state said when the record was made */
 };
 
 struct vm_table;
@@ -70,6 +71,13 @@ int vm_table_new(size_t max, struct bucket_rate grants, struct bucket_rate repor
 /* Frees the table and its records, pinned or not; what `custody` points to is the relay's. */
 struct vm_table *vm_table_free(struct vm_table *t);
 DEFINE_CLEANUP(struct vm_table, vm_table_free);
+
+/* Asked for each new record: what vsr_vm_state says of the VM from an earlier process or record, false
+ * if nothing. Counters and times go on from there, for people to read; no decision looks at them. */
+void vm_table_remember(struct vm_table *t,
+		       bool (*before)(struct vsr_vm_id id, struct vsr_vm_state *ret,
+				      void *userdata),
+		       void *userdata);
 
 /* Other rates from now on (reload). */
 void vm_table_set_rates(struct vm_table *t, struct bucket_rate grants, struct bucket_rate reports);

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packages on a node with systemd: a VM with Debian 12 from its packages (kept in the cache) and
 the 6.12 kernel, in which node.py installs, breaks, upgrades and purges them. Argument: the build's
-folder. Prints TAP."""
+folder; --quick leaves out what takes minutes. Prints TAP."""
 
 import hashlib
 import json
@@ -149,7 +149,7 @@ def main():
     vm.image.add(TOP / "tests/lib", "/payload/lib")
     vm.image.add(TOP / "tests/deploy/node.py", "/payload/deploy/node.py")
     vm.image.add(build / "tests/vm/fakeguest", "/payload/fakeguest")
-    machine = vm.prepare(["/usr/bin/python3", "/run/vsr/deploy/node.py", version, NEWER],
+    machine = vm.prepare(["/usr/bin/python3", "/run/vsr/deploy/node.py", version, NEWER, *sys.argv[2:]],
                          env={"SYSTEMD_COLORS": "0", "SYSTEMD_URLIFY": "0"})  # fmt: skip
     vm.image.text("/init", INIT, 0o755)
     machine.initrd = str(vm.image.write())

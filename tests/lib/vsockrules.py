@@ -73,12 +73,18 @@ def vms_map():
     return {e["key"]["cid"]: e["value"] for e in open_map("vsr_vms")}
 
 
+def state_map():
+    """vsr_vm_state, likewise."""
+    return {e["key"]["cid"]: e["value"] for e in open_map("vsr_vm_state")}
+
+
 def maps_have_names(bpf):
     """bpftool prints the pinned maps with field names, and vsr_vms has exactly what was sent."""
     with Relay({"bpf": bpf, "unchanged": "forward"}) as relay, FakeGuest() as fg:
         assert set(os.listdir(PIN_DIRECTORY)) == PINNED, os.listdir(PIN_DIRECTORY)
         fg.guest(CID)
         before = vms_map().get(CID, {})
+        accepted = state_map().get(CID, {"accepted": 0})["accepted"]
         sizes, packets = (1000, 100000, 20), 0
         for size in sizes:
             payload = rp.report(CID, size)
@@ -93,8 +99,9 @@ def maps_have_names(bpf):
         wanted = {"connections": len(sizes), "packets": packets, "bytes": sum(sizes)}
         assert {k: v for k, v in delta.items() if v} == wanted, delta
         assert after["first_seen_ns"] <= after["last_seen_ns"]
-        state = {e["key"]["cid"]: e["value"] for e in open_map("vsr_vm_state")}[CID]
-        assert state["accepted"] == len(sizes) and state["record_length"] == sizes[-1], state
+        state = state_map()[CID]
+        assert state["accepted"] == accepted + len(sizes), (accepted, state)
+        assert state["record_length"] == sizes[-1], state
         assert open_map("vsr_abi")[0]["value"]["version"] >= 1
         text = subprocess.check_output(
             ["bpftool", "map", "dump", "pinned", f"{PIN_DIRECTORY}/vsr_vms"], timeout=30, text=True
@@ -115,7 +122,7 @@ def restart(bpf):
     socket is free at once."""
     with Relay({"bpf": bpf, "allow_reserved_cids": True}) as relay:
         send_one(relay, 1)
-        before = vms_map()[1]
+        before, state = vms_map()[1], state_map()[1]
         assert relay.stop() == 0
         assert set(os.listdir(PIN_DIRECTORY)) == KEPT, os.listdir(PIN_DIRECTORY)
         assert vms_map()[1] == before
@@ -125,6 +132,7 @@ def restart(bpf):
         assert after["first_seen_ns"] == before["first_seen_ns"]
         assert after["connections"] == before["connections"] + 1
         assert after["bytes"] == before["bytes"] + 5000 + 16
+        assert state_map()[1]["accepted"] == state["accepted"] + 1, "the daemon's counters go on too"
         relay.check()
 
 
