@@ -2,6 +2,7 @@
 """Rules that only AF_VSOCK and the BPF file system have: reserved CIDs, zero credit, the pinned
 maps and what becomes of them when the relay is stopped, killed, or started twice."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import report as rp
 import vsock
 from fakeguest import FakeGuest
 from hostile import open_map
-from relay import Relay, wait_for
+from relay import BUILD, Relay, wait_for
 
 PORT = 818
 CID = 1500
@@ -186,8 +187,56 @@ def port_in_use(bpf):
         assert f"port {PORT}" in relay.log(), relay.log()
 
 
+# A field of each map's value, as bpftool prints it; of vsr_blocks, whose value is a number, the value.
+FIELDS = {"vsr_conns": "passed", "vsr_grants": "reservation", "vsr_bufs": "block", "vsr_pool": "limit",
+          "vsr_blocks": "value", "vsr_vms": "first_seen_ns", "vsr_vm_state": "record_digest",
+          "vsr_stats": "bytes_passed", "vsr_abi": "version"}  # fmt: skip
+
+
+def ctl(relay, *args):
+    """What vsock-relayctl says, as JSON."""
+    command = [os.path.join(BUILD, "vsock-relayctl"), "-c", relay.config_path, "-j", *args]
+    return json.loads(subprocess.check_output(command, timeout=60))
+
+
+def every_map_has_field_names(bpf):
+    """bpftool map dump pinned prints the field names of each map but vsr_socks and vsr_events, and
+    vsock-relayctl the same figures, with a relay and without."""
+    assert set(FIELDS) == PINNED - {"vsr_socks", "vsr_events"}
+    small = {"admission": {"places": 2}, "cache": {"bytes": "2MiB"},
+             "report": {"max_kib": 1024, "deadline": "5m", "idle": "5m"}}  # fmt: skip
+    with Relay({"bpf": bpf, **small}) as relay, FakeGuest() as fg:
+        fg.guest(CID)
+        payload = rp.report(CID, 9000)
+        conn = fg.connect(CID, PORT)
+        fg.wait(conn, "credit")
+        fg.send(conn, payload[:5000])
+        wait_for(lambda: [c for c in open_map("vsr_conns") if c["value"]["passed"] == 5000], 20,
+                 "half a report")  # fmt: skip
+        for name, field in FIELDS.items():
+            command = ["bpftool", "map", "dump", "pinned", f"{PIN_DIRECTORY}/{name}"]
+            text = subprocess.check_output(command, timeout=120, text=True)
+            assert f'"{field}": ' in text, (name, text[:400])
+        assert ctl(relay, "vm", "show", str(CID))["state"] == "receiving"
+        fg.send(conn, payload[5000:])
+        fg.close(conn)
+        relay.wait_stored(CID, payload)
+        relay.wait_metric("contents_held", value=0)
+        for _ in range(2):  # live, then from the maps
+            seen = vms_map()[CID]
+            vm = ctl(relay, "vm", "show", str(CID))
+            for key, value in vm["kernel"].items():
+                assert key.endswith("_age") or value == seen[key], (key, value, seen)
+            assert vm["daemon"]["accepted"] == 1 and vm["state"] == "acked", vm
+            pins = {m["name"] for m in ctl(relay, "maps")["maps"]}
+            assert pins == set(os.listdir(PIN_DIRECTORY)), pins
+            if relay.process.poll() is None:
+                relay.check()
+                relay.kill()
+
+
 # They need the verdict, or maps that only a kernel with BPF has.
-WITH_BPF = (maps_have_names, restart, killed, second_instance)
+WITH_BPF = (maps_have_names, every_map_has_field_names, restart, killed, second_instance)
 
 
 def run_all(tap, bpf):

@@ -11,7 +11,7 @@ here=$(dirname "$0")
 script=${SCRIPT:-inside.py}
 exec "$here/boot.py" --kernel "$kernel" --modules vhost --timeout "$seconds" \
 	${MEMORY:+--memory "$MEMORY"} \
-	--bin "$B/vsock-relayd:/build/vsock-relayd" \
+	--bin "$B/vsock-relayd:/build/vsock-relayd" --bin "$B/vsock-relayctl:/build/vsock-relayctl" \
 	--bin "$B/tests/vm/fakeguest:/usr/bin/fakeguest" \
 	--bin "$B/tests/vm/vsockdiag:/usr/bin/vsockdiag" \
 	--add "$here/../lib:/tests/lib" --add "$here/$script:/tests/vm/$script" \
