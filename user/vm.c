@@ -99,6 +99,20 @@ static int make_room(struct vm_table *t, uint64_t now)
 	return -ENOBUFS;
 }
 
+static void go_on_from_before(const struct vm_table *t, struct vm *vm)
+{
+	struct vsr_vm_state before;
+
+	if (!t->before || !t->before(vm->node.id, &before, t->before_data))
+		return;
+	vm->received = before.received;
+	vm->accepts = before.accepted;
+	vm->duplicates = before.duplicates;
+	vm->refused = before.refused;
+	vm->accepted_before = before.last_accepted_ns;
+	vm->acked_before = before.last_ack_ns;
+}
+
 int vm_table_obtain(struct vm_table *t, struct vsr_vm_id id, uint64_t now, struct vm **ret)
 {
 	struct vm *vm = vm_table_find(t, id);
@@ -119,8 +133,7 @@ int vm_table_obtain(struct vm_table *t, struct vsr_vm_id id, uint64_t now, struc
 		list_init(&vm->waiters);
 		list_init(&vm->turn);
 		vmmap_add(&t->map, &vm->node, id);
-		if (t->before && !t->before(id, &vm->before, t->before_data))
-			vm->before = (struct vsr_vm_state){};
+		go_on_from_before(t, vm);
 	}
 	vm->last_used = now;
 	list_move_last(&t->by_use, &vm->by_use);
@@ -198,17 +211,17 @@ uint64_t vm_next_report(const struct vm_table *t, const struct vm *vm, uint64_t 
 void vm_export(const struct vm *vm, struct vsr_vm_state *ret)
 {
 	*ret = (struct vsr_vm_state){
-		.received = vm->before.received + vm->received,
-		.accepted = vm->before.accepted + vm->accepts,
-		.duplicates = vm->before.duplicates + vm->duplicates,
-		.refused = vm->before.refused + vm->refused,
+		.received = vm->received,
+		.accepted = vm->accepts,
+		.duplicates = vm->duplicates,
+		.refused = vm->refused,
 		.record_length = vm->has_record ? vm->record_length : 0,
 		.record_digest = vm->has_record ? vm->record_digest : 0,
 		.generation = vm->generation,
 		.custody = vm->custody != NULL,
 		.last_accepted_ns = vm->last_accepted ? vm->last_accepted * NSEC_PER_USEC
-						      : vm->before.last_accepted_ns,
-		.last_ack_ns = vm->last_ack ? vm->last_ack * NSEC_PER_USEC : vm->before.last_ack_ns,
+						      : vm->accepted_before,
+		.last_ack_ns = vm->last_ack ? vm->last_ack * NSEC_PER_USEC : vm->acked_before,
 		.debt = vm->debt + vm->kept,
 	};
 }

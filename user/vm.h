@@ -57,9 +57,9 @@ struct vm {
 	void *in_flight;	 /* the relay's send under way, or NULL; pins the record */
 	struct tracker_vm *acks; /* the tracker's sends and due time, or NULL; pins the record */
 
-	/* counters of vsr_vm_state */
+	/* of vsr_vm_state: counters, and times of an earlier record or process, in ns; 0: none */
 	uint64_t received, accepts, duplicates, refused;
-	struct vsr_vm_state before; /* what vsr_vm_state said when the record was made */
+	uint64_t accepted_before, acked_before;
 };
 
 struct vm_table;
