@@ -235,7 +235,7 @@ static bool shown_before(struct vsr_vm_id id, struct vsr_vm_state *ret, void *us
 		.generation = 9,
 		.custody = 1,
 		.record_digest = 7,
-		.last_accepted_ns = 11,
+		.last_accepted_ns = 11000,
 		.last_ack_ns = 12,
 	};
 	return true;
@@ -264,7 +264,7 @@ static void test_counters_go_on_from_what_was_shown_before_and_decide_nothing(vo
 	assert_int_equal(s.accepted, 5);
 	assert_int_equal(s.duplicates, 1);
 	assert_int_equal(s.refused, 2);
-	assert_int_equal(s.last_accepted_ns, 11);
+	assert_int_equal(s.last_accepted_ns, 11000); /* whole microseconds */
 	assert_int_equal(s.last_ack_ns, 12);
 	assert_int_equal(s.generation, 0);
 	assert_int_equal(s.custody, 0);

@@ -109,7 +109,7 @@ static void go_on_from_before(const struct vm_table *t, struct vm *vm)
 	vm->accepts = before.accepted;
 	vm->duplicates = before.duplicates;
 	vm->refused = before.refused;
-	vm->accepted_before = before.last_accepted_ns;
+	vm->last_accepted = before.last_accepted_ns / NSEC_PER_USEC;
 	vm->acked_before = before.last_ack_ns;
 }
 
@@ -219,8 +219,7 @@ void vm_export(const struct vm *vm, struct vsr_vm_state *ret)
 		.record_digest = vm->has_record ? vm->record_digest : 0,
 		.generation = vm->generation,
 		.custody = vm->custody != NULL,
-		.last_accepted_ns = vm->last_accepted ? vm->last_accepted * NSEC_PER_USEC
-						      : vm->accepted_before,
+		.last_accepted_ns = vm->last_accepted * NSEC_PER_USEC,
 		.last_ack_ns = vm->last_ack ? vm->last_ack * NSEC_PER_USEC : vm->acked_before,
 		.debt = vm->debt + vm->kept,
 	};

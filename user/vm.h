@@ -44,22 +44,22 @@ struct vm {
 	bool outgrew;	 /* outgrew its reservation: the next is the maximum */
 
 	/* relay, which alone writes these */
-	struct bucket reports;
 	bool has_record; /* record_digest and record_length are valid (SPEC 2, digest of record) */
+	struct bucket reports;
 	uint64_t record_digest;
 	uint64_t record_length;
 	uint64_t record_xxh64;	 /* XXH64, seed 0: what offers name */
 	uint64_t generation;	 /* the newest */
-	uint64_t last_accepted;	 /* 0: never */
+	uint64_t last_accepted;	 /* for people; 0: never */
 	uint64_t last_ack;	 /* 0: never */
 	void *custody;		 /* the relay's content in custody, or NULL; pins the record */
 	void *storing;		 /* the relay's newest being stored, or NULL; pins the record */
 	void *in_flight;	 /* the relay's send under way, or NULL; pins the record */
 	struct tracker_vm *acks; /* the tracker's sends and due time, or NULL; pins the record */
 
-	/* of vsr_vm_state: counters, and times of an earlier record or process, in ns; 0: none */
+	/* of vsr_vm_state: counters, and the last ACK of an earlier record or process, ns, or 0 */
 	uint64_t received, accepts, duplicates, refused;
-	uint64_t accepted_before, acked_before;
+	uint64_t acked_before;
 };
 
 struct vm_table;
