@@ -254,7 +254,7 @@ def vms():
         for line in ("state +acked", "generation +1", "custody +no", r"last ACK +\d+ s ago",
                      "content of record +3000 bytes, digest [0-9a-f]{16}",
                      "counted by +the kernel +the daemon", "connections with bytes +2 +-",
-                     "reports received +- +2", "duplicates +0 +1", "  zero_length +0 +-"):  # fmt: skip
+                     "reports received +- +2", "duplicates +1 +1", "  zero_length +0 +-"):  # fmt: skip
             assert re.search(f"^  {line}$", text, re.M), (line, text)
         value = ctl_json(r, "vm", "show", "web-1")
         assert set(value) == VM_KEYS and value["cid"] == 42
