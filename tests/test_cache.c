@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "cache.h"
+#include "failing_malloc.h"
 #include "pack.h"
 
 #define SEC  USEC_PER_SEC
@@ -18,30 +19,6 @@
 #define RAW	 CACHE_HOLD_RAW
 #define ANSWERED CACHE_HOLD_ANSWERED
 #define NONE	 CACHE_HOLD_NONE
-
-/* ---- memory that runs out: the nth allocation of ours from now fails -------------------------- */
-
-static volatile unsigned int fail_at;
-
-static bool fails(void)
-{
-	return fail_at > 0 && --fail_at == 0;
-}
-
-/* The compiler must not see that this is calloc, or it makes it call itself. */
-static void *(*volatile allocate)(size_t size) = malloc;
-
-void *calloc(size_t n, size_t size)
-{
-	void *p = fails() ? NULL : allocate(n * size);
-
-	return p ? memset(p, 0, n * size) : NULL;
-}
-
-void *reallocarray(void *p, size_t n, size_t size)
-{
-	return fails() ? NULL : realloc(p, n * size);
-}
 
 /* ---- helpers ----------------------------------------------------------------------------------- */
 

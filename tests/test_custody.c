@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "digest.h"
+#include "failing_malloc.h"
 #include "metrics.h"
 #include "relay.h"
 
@@ -21,29 +22,6 @@
 #define SEED 0x5eed
 #define MANY 64
 #define VMS  4
-
-/* ---- memory that runs out ----------------------------------------------------------------------- */
-
-static volatile unsigned int fail_at;
-
-static bool fails(void)
-{
-	return fail_at > 0 && --fail_at == 0;
-}
-
-static void *(*volatile allocate)(size_t size) = malloc;
-
-void *calloc(size_t n, size_t size)
-{
-	void *p = fails() ? NULL : allocate(n * size);
-
-	return p ? memset(p, 0, n * size) : NULL;
-}
-
-void *reallocarray(void *p, size_t n, size_t size)
-{
-	return fails() ? NULL : realloc(p, n * size);
-}
 
 /* ---- a store and an upstream that do what the test says -------------------------------------------- */
 

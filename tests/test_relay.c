@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "digest.h"
+#include "failing_malloc.h"
 #include "metrics.h"
 #include "pack.h"
 #include "relay.h"
@@ -21,30 +22,6 @@
 #define T0     (1000 * HOUR)
 #define SEED   0x5eed
 #define FLIGHT 32
-
-/* ---- memory that runs out: the nth allocation of ours from now fails -------------------------- */
-
-static volatile unsigned int fail_at;
-
-static bool fails(void)
-{
-	return fail_at > 0 && --fail_at == 0;
-}
-
-/* The compiler must not see that this is calloc, or it makes it call itself. */
-static void *(*volatile allocate)(size_t size) = malloc;
-
-void *calloc(size_t n, size_t size)
-{
-	void *p = fails() ? NULL : allocate(n * size);
-
-	return p ? memset(p, 0, n * size) : NULL;
-}
-
-void *reallocarray(void *p, size_t n, size_t size)
-{
-	return fails() ? NULL : realloc(p, n * size);
-}
 
 /* ---- an upstream that does what the test says -------------------------------------------------- */
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the agent does when memory runs out: each time -ENOMEM, and nothing is lost or torn. */
+#include "../failing_malloc.h"
 #include "agent_test.h"
 
 #include "agent/dpkg.h"
@@ -7,29 +8,6 @@
 #include "agent/rpm.h"
 #include "agent/synthetic.h"
 #include "agent/vmreport.h"
-
-/* The nth allocation from now fails. */
-static volatile unsigned int fail_at;
-
-static bool fails(void)
-{
-	return fail_at > 0 && --fail_at == 0;
-}
-
-/* The compiler must not see that this is calloc, or it makes it call itself. */
-static void *(*volatile allocate)(size_t size) = malloc;
-
-void *calloc(size_t n, size_t size)
-{
-	void *p = fails() ? NULL : allocate(n * size);
-
-	return p ? memset(p, 0, n * size) : NULL;
-}
-
-void *reallocarray(void *p, size_t n, size_t size)
-{
-	return fails() ? NULL : realloc(p, n * size);
-}
 
 /* valgrind puts its own calloc in the place of ours. */
 static bool failures_reach_us(void)
