@@ -32,7 +32,7 @@ class SocketMemory(threading.Thread):
         super().__init__(daemon=True)
         self.pid, self.pidfd = pid, os.pidfd_open(pid)
         self.before = self.sockets()
-        self.rmem = self.wmem = self.most = self.samples = 0
+        self.most = self.samples = 0
         self.going = True
 
     def sockets(self):
@@ -56,7 +56,6 @@ class SocketMemory(threading.Thread):
         if r < 0:
             return
         rmem, wmem = info[0], info[2]
-        self.rmem, self.wmem = max(self.rmem, rmem), max(self.wmem, wmem)
         self.most = max(self.most, rmem + wmem)
         self.samples += 1
 
@@ -142,32 +141,40 @@ def unread(k):
     return max(k // BLOCK * BLOCK - PACKET, 0)
 
 
+def repeat_once(world, r, payload, mode):
+    """Returns the sampler of the socket memory that it took."""
+    before = r.metrics()
+    with SocketMemory(r.process.pid) as memory:
+        status = send(world.address(r), payload, mode)
+        r.wait_metric("reports_suppressed_total", value=before["reports_suppressed_total"] + 1)
+    assert status in (None, rp.NOTHING_TO_DO), status
+    after = r.metrics()
+    read, known = (after[m] - before[m] for m in ("read_bytes_total", "known_bytes_total"))
+    size = len(payload) + (16 if mode == "vsr1" else 0)
+    assert known == size, (mode, known)
+    assert read == (0 if world.bpf else size), (mode, read)
+    assert after["cache_bytes"] == before["cache_bytes"]
+    return memory
+
+
 def repeat(world):
     """A repeat of 16 MiB: nothing of it is kept, and in the kernel nothing is copied or queued."""
     payload = content(world.cid(), 16 * MIB)
     with world.relay(SUPPRESS, {"cache": {"bytes": "64MiB"}}) as r:
-        address, cid = world.address(r), world.cid()
-        deliver(r, address, cid, payload)
-        for n, mode in enumerate(("raw", "vsr1"), 1):
-            before = r.metrics()
-            with SocketMemory(r.process.pid) as memory:
-                status = send(address, payload, mode)
-                r.wait_metric("reports_suppressed_total", value=n)
-            assert status in (None, rp.NOTHING_TO_DO), status
-            after = r.metrics()
-            read, known = (
-                after[m] - before[m] for m in ("read_bytes_total", "known_bytes_total")
-            )
-            size = len(payload) + (16 if mode == "vsr1" else 0)
-            assert known == size, (mode, known)
-            assert read == (0 if world.bpf else size), (mode, read)
-            assert after["cache_bytes"] == before["cache_bytes"]
+        deliver(r, world.address(r), world.cid(), payload)
+        for mode in ("raw", "vsr1"):
+            samples = most = times = 0
+            # One may be over before a busy machine has let us look often enough.
+            while times == 0 or (world.bpf and samples <= 20 and times < 20):
+                memory = repeat_once(world, r, payload, mode)
+                samples += memory.samples
+                most = max(most, memory.most)
+                times += 1
             if world.bpf:
-                print(f"# {mode}: most socket memory in {memory.samples} samples: rmem "
-                      f"{memory.rmem}, wmem {memory.wmem}, together {memory.most}")
-                assert memory.samples > 20, memory.samples
-                assert memory.most <= 64 * KIB, memory.most
-        assert r.stored(cid) == payload
+                print(f"# {mode}: most socket memory in {samples} samples: {most}")
+                assert samples > 20, samples
+                assert most <= 64 * KIB, most
+        assert r.stored(world.cid()) == payload
 
 
 def every_edit(world):
