@@ -128,23 +128,13 @@ bool match_cached(const struct match *m)
 	return m->cached;
 }
 
-static void hold(struct match *m, struct buf *content, match_unpack_t unpack)
+void match_pack(struct match *m, struct buf *packed, match_unpack_t unpack)
 {
 	struct buf *before = m->content;
 
-	m->content = buf_ref(content);
+	m->content = buf_ref(packed);
 	m->unpack = unpack;
 	buf_unref(before);
-}
-
-void match_pack(struct match *m, struct buf *packed, match_unpack_t unpack)
-{
-	hold(m, packed, unpack);
-}
-
-void match_unpacked(struct match *m, struct buf *content)
-{
-	hold(m, content, NULL);
 }
 
 uint64_t match_length(const struct match *m)

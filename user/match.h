@@ -59,8 +59,6 @@ bool match_cached(const struct match *m);
 typedef int (*match_unpack_t)(const struct buf *packed, uint8_t *to, size_t n);
 /* The cache keeps the content as `packed` now: the match lets go of the bytes. */
 void match_pack(struct match *m, struct buf *packed, match_unpack_t unpack);
-/* And as bytes again. */
-void match_unpacked(struct match *m, struct buf *content);
 
 uint64_t match_length(const struct match *m);
 uint64_t match_digest(const struct match *m);
