@@ -95,7 +95,7 @@ class Node:
     # ---- what may happen; each leaves the node as it was ----
 
     def reload(self, rng):
-        self.relay.config["log"] = {"level": rng.choice(("info", "notice"))}
+        self.relay.config["log"] = {"level": rng.choice(("info", "debug"))}
         self.relay.write_config()
         self.relay.reload()
 
