@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.request
 
@@ -60,15 +61,25 @@ def wait_for(condition, seconds=10, what="condition"):
         time.sleep(0.02)
 
 
+_port_lock = threading.Lock()
+_port_claims = []  # as long as this process lives, no other test takes these
+
+
 def free_port():
-    """A port of the loopback address that nobody has, another one each time."""
-    while True:
-        Relay._port += 1
-        with socket.socket() as s:
+    """A port of the loopback address that nobody has, another one each time, in all threads and in
+    all test processes of this machine."""
+    with _port_lock:
+        while True:
+            Relay._port += 1
+            claim = socket.socket(socket.AF_UNIX)
             try:
-                s.bind(("127.0.0.1", Relay._port))
+                claim.bind(f"\0vsr-test-port-{Relay._port}")
+                with socket.socket() as s:
+                    s.bind(("127.0.0.1", Relay._port))
             except OSError:
+                claim.close()
                 continue
+            _port_claims.append(claim)
             return Relay._port
 
 
