@@ -13,17 +13,10 @@
 #include "../../user/agent/repositories.c"
 #include "../../user/agent/rootfs.c"
 #include "../../user/agent/vmreport.c"
+#include "check.h"
 #include "utf8.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define CHECK(expr)                                                                \
-	do {                                                                       \
-		if (!(expr)) {                                                     \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #expr); \
-			abort();                                                   \
-		}                                                                  \
-	} while (0)
 
 static void check_text(const char *s)
 {

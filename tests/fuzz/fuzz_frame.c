@@ -10,19 +10,12 @@
  *  - what was read as a header or an answer is written back as the same bytes.
  */
 #include "../../bpf/verdict.bpf.h"
+#include "check.h"
 #include "util.h"
 
 #define PACKETS 8
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define CHECK(expr)                                                                \
-	do {                                                                       \
-		if (!(expr)) {                                                     \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #expr); \
-			abort();                                                   \
-		}                                                                  \
-	} while (0)
 
 /* One packet, as the verdict takes it. */
 static uint32_t packet(struct vsr_conn *c, const uint8_t *p, size_t len, uint64_t limit)

@@ -8,6 +8,7 @@
  *  - output is made of whole pieces, bounded, and the same bytes until they are reported sent;
  *  - a server that says nothing sensible is never a successful one: OK has a message.
  */
+#include "check.h"
 #include "grpc.h"
 
 #define CALLS	    16
@@ -15,14 +16,6 @@
 #define QUEUED_MOST (3 * MIB)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define CHECK(expr)                                                                \
-	do {                                                                       \
-		if (!(expr)) {                                                     \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #expr); \
-			abort();                                                   \
-		}                                                                  \
-	} while (0)
 
 /* What is read into here must be readable. */
 static volatile uint8_t sink;

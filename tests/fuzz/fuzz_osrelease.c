@@ -9,17 +9,10 @@
 #include "../../user/agent/osrelease.c"
 #include "../../user/agent/rootfs.c"
 #include "../../user/agent/rpm.c"
+#include "check.h"
 #include "utf8.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define CHECK(expr)                                                                \
-	do {                                                                       \
-		if (!(expr)) {                                                     \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #expr); \
-			abort();                                                   \
-		}                                                                  \
-	} while (0)
 
 /* A replaced byte takes three. */
 static void check_text(const char *s, size_t max)

@@ -7,17 +7,10 @@
  */
 #include <xxhash.h>
 
+#include "check.h"
 #include "spool_file.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define CHECK(expr)                                                                \
-	do {                                                                       \
-		if (!(expr)) {                                                     \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #expr); \
-			abort();                                                   \
-		}                                                                  \
-	} while (0)
 
 #define CHECKSUM_AT (SPOOL_HEADER_SIZE - 8)
 

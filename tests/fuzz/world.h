@@ -6,15 +6,8 @@
 #ifndef VSR_FUZZ_WORLD_H
 #define VSR_FUZZ_WORLD_H
 
+#include "check.h"
 #include "relay.h"
-
-#define CHECK(expr)                                                                \
-	do {                                                                       \
-		if (!(expr)) {                                                     \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #expr); \
-			abort();                                                   \
-		}                                                                  \
-	} while (0)
 
 #define WORLD_VMS 3
 #define WORLD_CID 100
