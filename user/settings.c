@@ -828,7 +828,7 @@ static void set_from_env(struct loader *ld, char *const envp[], size_t i, const 
 /* Our own name wins over the reference's. */
 static void read_env(struct loader *ld, char *const envp[])
 {
-	for (size_t i = 0; i < N_ROWS && !gives_up(ld); i++) {
+	for (size_t i = 0; *envp && i < N_ROWS && !gives_up(ld); i++) {
 		char name[NAME_MAX_LEN];
 
 		if (rows[i].env_ref)

@@ -92,8 +92,8 @@ static void check_loss(const struct world *w, const struct admin_page *page,
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct upstream up = { 0 };
-	struct world w;
+	static struct upstream up;
+	static struct world w;
 	struct control_parts parts = { .state = no_state, .refresh = nothing, .reload = no_reload };
 	struct control *c;
 	struct admin_request q;
@@ -110,7 +110,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	split(&q, data + 1, size - 1);
 	log_set_level(LOG_ERR);
-	world_new(&w, &up);
+	if (!w.relay)
+		world_new(&w, &up);
 	parts.vms = w.vms;
 	parts.relay = w.relay;
 	parts.upstream = &up;
@@ -123,6 +124,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	check_loss(&w, page, &q);
 	free(text);
 	control_free(c);
-	world_done(&w);
+	/* Who only looked, or was refused, has changed nothing. */
+	if (page->access == ADMIN_WRITE && r == MHD_HTTP_OK)
+		world_done(&w);
 	return 0;
 }

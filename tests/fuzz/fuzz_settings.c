@@ -4,6 +4,7 @@
  * value of the environment. What is accepted must say the same when it is written out and read
  * again; what is refused must say why, in lines fit for a log.
  */
+#include "check.h"
 #include "settings.h"
 
 static void check_messages(const struct settings_errors *errors)
@@ -11,11 +12,9 @@ static void check_messages(const struct settings_errors *errors)
 	for (size_t i = 0; i < errors->n; i++) {
 		const char *text = errors->message[i].text;
 
-		if (!*text)
-			abort();
+		CHECK(*text);
 		for (; *text; text++)
-			if ((unsigned char)*text < 0x20)
-				abort();
+			CHECK((unsigned char)*text >= 0x20);
 	}
 }
 
@@ -32,15 +31,13 @@ static void check_round_trip(const struct settings *s)
 	for (size_t i = 0; settings_key(i, &key); i++) {
 		char *value = settings_value(s, i), *flag;
 
-		if (!value || argc == (int)ARRAY_SIZE(argv) - 1 ||
-		    asprintf(&flag, "%s=%s", key.flag, value) < 0)
-			abort();
+		CHECK(value && argc < (int)ARRAY_SIZE(argv) - 1);
+		CHECK(asprintf(&flag, "%s=%s", key.flag, value) >= 0);
 		argv[argc++] = flag;
 		free(value);
 	}
-	if (settings_parse(argc, argv, envp, NULL, NULL, 0, &again, &errors) != 0 ||
-	    settings_reload_diff(s, again, NULL, NULL) != 0)
-		abort();
+	CHECK(settings_parse(argc, argv, envp, NULL, NULL, 0, &again, &errors) == 0);
+	CHECK(settings_reload_diff(s, again, NULL, NULL) == 0);
 	for (int i = 1; i < argc; i++)
 		free(argv[i]);
 	settings_free(again);
@@ -65,15 +62,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (size > SETTINGS_FILE_MAX)
 		return 0;
-	if (rest >= 2 && asprintf(&envp[0], "%s=%.*s", names[mark[1] % ARRAY_SIZE(names)],
-				  (int)(rest - 2), (const char *)mark + 2) < 0)
-		abort();
+	if (rest >= 2)
+		CHECK(asprintf(&envp[0], "%s=%.*s", names[mark[1] % ARRAY_SIZE(names)],
+			       (int)(rest - 2), (const char *)mark + 2) >= 0);
 	r = settings_parse(1, argv, envp, "fuzz.yaml", (const char *)data, len, &s, &errors);
 	check_messages(&errors);
 	if (r == 0)
 		check_round_trip(s);
-	else if (r != -EINVAL || s || errors.n_errors == 0)
-		abort();
+	else
+		CHECK(r == -EINVAL && !s && errors.n_errors > 0);
 	settings_free(s);
 	settings_errors_done(&errors);
 	free(envp[0]);

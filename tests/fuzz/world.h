@@ -100,6 +100,7 @@ static void world_done(struct world *w)
 	relay_free(w->relay);
 	world_answer();
 	vm_table_free(w->vms);
+	*w = (struct world){};
 }
 
 #endif
