@@ -8,20 +8,46 @@
 #define NSEC_PER_SEC (NSEC_PER_USEC * USEC_PER_SEC)
 #define BAR_WIDTH    40
 
-static uint64_t wall_usec(uint64_t ns, show_clock clock)
+static uint64_t wall_usec(uint64_t ns, const struct show *how)
 {
-	return (ns + (uint64_t)clock) / NSEC_PER_USEC;
+	return (ns + (uint64_t)how->clock) / NSEC_PER_USEC;
 }
 
-static void show_time(FILE *f, uint64_t ns, show_clock clock)
+static void show_time(FILE *f, uint64_t ns, const struct show *how)
 {
-	uint64_t usec = wall_usec(ns, clock);
+	uint64_t usec = wall_usec(ns, how);
 	time_t seconds = (time_t)(usec / USEC_PER_SEC);
 	struct tm tm;
 
 	localtime_r(&seconds, &tm);
 	fprintf(f, "%02d:%02d:%02d.%06u", tm.tm_hour, tm.tm_min, tm.tm_sec,
 		(unsigned)(usec % USEC_PER_SEC));
+}
+
+static const char *name_of(uint32_t cid, const struct show *how)
+{
+	return how->name ? how->name(cid, how->userdata) : NULL;
+}
+
+/* "42:818", or with a name "42(web-1):818". */
+static void show_address(FILE *f, uint32_t cid, uint32_t port, const struct show *how)
+{
+	const char *name = name_of(cid, how);
+
+	if (name)
+		fprintf(f, "%u(%s):%u", cid, name, port);
+	else
+		fprintf(f, "%u:%u", cid, port);
+}
+
+/* "42:1024 > 2:818: " */
+static void show_way(FILE *f, uint32_t src_cid, uint32_t src_port, uint32_t dst_cid,
+		     uint32_t dst_port, const struct show *how)
+{
+	show_address(f, src_cid, src_port, how);
+	fputs(" > ", f);
+	show_address(f, dst_cid, dst_port, how);
+	fputs(": ", f);
 }
 
 static json_t *json_u64(uint64_t value)
@@ -83,12 +109,13 @@ static void show_flags(FILE *f, const struct vsr_trace_event *e)
 		fprintf(f, " [0x%x]", e->flags);
 }
 
-void show_packet(FILE *f, const struct vsr_trace_event *e, show_clock clock)
+void show_packet(FILE *f, const struct vsr_trace_event *e, const struct show *how)
 {
 	const char *name = show_op_name(e->op);
 
-	show_time(f, e->ns, clock);
-	fprintf(f, " %u:%u > %u:%u: ", e->src_cid, e->src_port, e->dst_cid, e->dst_port);
+	show_time(f, e->ns, how);
+	fputc(' ', f);
+	show_way(f, e->src_cid, e->src_port, e->dst_cid, e->dst_port, how);
 	if (name)
 		fputs(name, f);
 	else
@@ -100,17 +127,19 @@ void show_packet(FILE *f, const struct vsr_trace_event *e, show_clock clock)
 			       : ", bad type");
 }
 
-json_t *show_packet_json(const struct vsr_trace_event *e, show_clock clock)
+json_t *show_packet_json(const struct vsr_trace_event *e, const struct show *how)
 {
 	json_t *op = show_op_name(e->op) ? json_string(show_op_name(e->op)) : json_integer(e->op);
 
-	return json_pack("{s:s, s:o, s:s, s:I, s:I, s:I, s:I, s:o, s:I, s:i, s:I, s:I, s:I}",
-			 "event", "packet", "time_usec", json_u64(wall_usec(e->ns, clock)),
-			 "direction", e->sent ? "out" : "in", "src_cid", (json_int_t)e->src_cid,
-			 "src_port", (json_int_t)e->src_port, "dst_cid", (json_int_t)e->dst_cid,
-			 "dst_port", (json_int_t)e->dst_port, "op", op, "length",
-			 (json_int_t)e->len, "type", e->type, "flags", (json_int_t)e->flags,
-			 "buf_alloc", (json_int_t)e->buf_alloc, "fwd_cnt", (json_int_t)e->fwd_cnt);
+	return json_pack(
+		"{s:s, s:o, s:s, s:I, s:I, s:s?, s:I, s:I, s:s?, s:o, s:I, s:i, s:I, s:I, s:I}",
+		"event", "packet", "time_usec", json_u64(wall_usec(e->ns, how)), "direction",
+		e->sent ? "out" : "in", "src_cid", (json_int_t)e->src_cid, "src_port",
+		(json_int_t)e->src_port, "src_name", name_of(e->src_cid, how), "dst_cid",
+		(json_int_t)e->dst_cid, "dst_port", (json_int_t)e->dst_port, "dst_name",
+		name_of(e->dst_cid, how), "op", op, "length", (json_int_t)e->len, "type", e->type,
+		"flags", (json_int_t)e->flags, "buf_alloc", (json_int_t)e->buf_alloc, "fwd_cnt",
+		(json_int_t)e->fwd_cnt);
 }
 
 /* ---- flows ----------------------------------------------------------------------------------- */
@@ -133,14 +162,15 @@ static void show_half(FILE *f, const char *what, const struct flow_half *h)
 			(double)h->stalled_ns / NSEC_PER_SEC);
 }
 
-void show_flow(FILE *f, const struct flow *flow, show_clock clock)
+void show_flow(FILE *f, const struct flow *flow, const struct show *how)
 {
 	const struct flow_half *c = &flow->half[FLOW_CLIENT], *s = &flow->half[FLOW_SERVER];
 	const struct flow_half *by = ender(flow);
 
-	show_time(f, flow->last_ns, clock);
-	fprintf(f, " %u:%u > %u:%u: %s%.6f s, ", c->cid, c->port, s->cid, s->port,
-		flow->begun ? "" : "began before, ",
+	show_time(f, flow->last_ns, how);
+	fputc(' ', f);
+	show_way(f, c->cid, c->port, s->cid, s->port, how);
+	fprintf(f, "%s%.6f s, ", flow->begun ? "" : "began before, ",
 		(double)usec_sub(flow->last_ns, flow->first_ns) / NSEC_PER_SEC);
 	if (flow->begun && flow->credit_ns)
 		fprintf(f, "credit after %.6f s, ",
@@ -148,15 +178,18 @@ void show_flow(FILE *f, const struct flow *flow, show_clock clock)
 	show_half(f, "sent", c);
 	show_half(f, ", received", s);
 	fprintf(f, ", %s", flow_end_name(flow->end));
-	if (by)
-		fprintf(f, " by %u:%u", by->cid, by->port);
+	if (by) {
+		fputs(" by ", f);
+		show_address(f, by->cid, by->port, how);
+	}
 	fputc('\n', f);
 }
 
-static json_t *half_json(const struct flow_half *h)
+static json_t *half_json(const struct flow_half *h, const struct show *how)
 {
-	return json_pack("{s:I, s:I, s:o, s:o, s:I, s:o, s:I, s:I}", "cid", (json_int_t)h->cid,
-			 "port", (json_int_t)h->port, "bytes", json_u64(h->bytes), "packets",
+	return json_pack("{s:I, s:I, s:s?, s:o, s:o, s:I, s:o, s:I, s:I}", "cid",
+			 (json_int_t)h->cid, "port", (json_int_t)h->port, "name",
+			 name_of(h->cid, how), "bytes", json_u64(h->bytes), "packets",
 			 json_u64(h->packets), "stalls", (json_int_t)h->stalls, "stalled_usec",
 			 json_u64(h->stalled_ns / NSEC_PER_USEC), "empty", (json_int_t)h->empty,
 			 "overruns", (json_int_t)h->overruns);
@@ -169,16 +202,16 @@ static json_t *since_request(const struct flow *flow, uint64_t ns)
 				 : json_null();
 }
 
-json_t *show_flow_json(const struct flow *flow, show_clock clock)
+json_t *show_flow_json(const struct flow *flow, const struct show *how)
 {
 	const char *by = !ender(flow) ? NULL : flow->ended_by == FLOW_CLIENT ? "client" : "server";
 
 	return json_pack("{s:s, s:o, s:o, s:b, s:o, s:o, s:s, s:s?, s:o, s:o, s:o, s:o, s:o}",
-			 "event", "flow", "time_usec", json_u64(wall_usec(flow->last_ns, clock)),
+			 "event", "flow", "time_usec", json_u64(wall_usec(flow->last_ns, how)),
 			 "duration_usec",
 			 json_u64(usec_sub(flow->last_ns, flow->first_ns) / NSEC_PER_USEC), "begun",
-			 flow->begun, "client", half_json(&flow->half[FLOW_CLIENT]), "server",
-			 half_json(&flow->half[FLOW_SERVER]), "end", flow_end_name(flow->end),
+			 flow->begun, "client", half_json(&flow->half[FLOW_CLIENT], how), "server",
+			 half_json(&flow->half[FLOW_SERVER], how), "end", flow_end_name(flow->end),
 			 "ended_by", by, "response_usec", since_request(flow, flow->response_ns),
 			 "accept_usec", since_request(flow, flow->accept_ns), "credit_usec",
 			 since_request(flow, flow->credit_ns), "last_byte_usec",
@@ -295,16 +328,16 @@ static void show_comm(FILE *f, const char *comm)
 		fputc(*comm >= ' ' && *comm < 0x7f ? *comm : '?', f);
 }
 
-void show_alarm(FILE *f, const struct alarm *a, show_clock clock)
+void show_alarm(FILE *f, const struct alarm *a, const struct show *how)
 {
-	show_time(f, a->ns, clock);
+	show_time(f, a->ns, how);
 	fprintf(f, " %s ", alarm_names[a->kind]);
 	if (a->kind == ALARM_VERDICT) {
 		fprintf(f, "%s: %llu more, %llu since the daemon's start\n", a->counter,
 			(unsigned long long)a->grown, (unsigned long long)a->total);
 		return;
 	}
-	fprintf(f, "%u:%u > %u:%u: ", a->src_cid, a->src_port, a->dst_cid, a->dst_port);
+	show_way(f, a->src_cid, a->src_port, a->dst_cid, a->dst_port, how);
 	switch (a->kind) {
 	case ALARM_ZERO_LENGTH:
 		fputs("an RW without payload, which Linux never sends\n", f);
@@ -341,10 +374,17 @@ static json_t *comm_json(const char *comm)
 	return value;
 }
 
-json_t *show_alarm_json(const struct alarm *a, show_clock clock)
+static json_t *json_name(uint32_t cid, const struct show *how)
+{
+	const char *name = name_of(cid, how);
+
+	return name ? json_string(name) ?: json_string("?") : json_null();
+}
+
+json_t *show_alarm_json(const struct alarm *a, const struct show *how)
 {
 	json_t *o = json_pack("{s:s, s:s, s:o}", "event", "alarm", "alarm", alarm_names[a->kind],
-			      "time_usec", json_u64(wall_usec(a->ns, clock)));
+			      "time_usec", json_u64(wall_usec(a->ns, how)));
 
 	if (!o)
 		return NULL;
@@ -356,8 +396,10 @@ json_t *show_alarm_json(const struct alarm *a, show_clock clock)
 	}
 	json_object_set_new(o, "src_cid", json_integer(a->src_cid));
 	json_object_set_new(o, "src_port", json_integer(a->src_port));
+	json_object_set_new(o, "src_name", json_name(a->src_cid, how));
 	json_object_set_new(o, "dst_cid", json_integer(a->dst_cid));
 	json_object_set_new(o, "dst_port", json_integer(a->dst_port));
+	json_object_set_new(o, "dst_name", json_name(a->dst_cid, how));
 	if (a->kind == ALARM_RESET)
 		json_object_set_new(o, "cause", json_string(flow_reset_name(a->cause)));
 	if (a->kind == ALARM_CREDIT || a->kind == ALARM_RAW_READ)

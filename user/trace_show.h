@@ -15,8 +15,12 @@
 #include "vsr_abi.h"
 #include "vsr_trace.h"
 
-/* What has to be added to a time of CLOCK_BOOTTIME to get wall time, nsec. Text is in local time. */
-typedef int64_t show_clock;
+struct show {
+	int64_t clock; /* what makes wall time of CLOCK_BOOTTIME, nsec. Text is in local time */
+	/* The name of the VM with that CID, NULL: it has none; name may be NULL too. */
+	const char *(*name)(uint32_t cid, void *userdata);
+	void *userdata;
+};
 
 /* ---- packets --------------------------------------------------------------------------------- */
 
@@ -25,13 +29,13 @@ const char *show_op_name(unsigned op);
 /* "rw,rst" as bits 1 << op, in any case. Returns 0; -EINVAL with *ret_bad at the name that is none. */
 int show_ops_parse(const char *text, uint32_t *ret, const char **ret_bad);
 
-void show_packet(FILE *f, const struct vsr_trace_event *e, show_clock clock);
-json_t *show_packet_json(const struct vsr_trace_event *e, show_clock clock);
+void show_packet(FILE *f, const struct vsr_trace_event *e, const struct show *how);
+json_t *show_packet_json(const struct vsr_trace_event *e, const struct show *how);
 
 /* ---- flows ----------------------------------------------------------------------------------- */
 
-void show_flow(FILE *f, const struct flow *flow, show_clock clock);
-json_t *show_flow_json(const struct flow *flow, show_clock clock);
+void show_flow(FILE *f, const struct flow *flow, const struct show *how);
+json_t *show_flow_json(const struct flow *flow, const struct show *how);
 
 /* ---- alarms ---------------------------------------------------------------------------------- */
 
@@ -68,8 +72,8 @@ size_t alarms_of_event(const struct vsr_trace_event *e, const struct flow_news *
 size_t alarms_of_stats(const struct vsr_stats *before, const struct vsr_stats *after, uint64_t ns,
 		       struct alarm ret[static ALARMS_OF_STATS]);
 
-void show_alarm(FILE *f, const struct alarm *a, show_clock clock);
-json_t *show_alarm_json(const struct alarm *a, show_clock clock);
+void show_alarm(FILE *f, const struct alarm *a, const struct show *how);
+json_t *show_alarm_json(const struct alarm *a, const struct show *how);
 
 /* ---- latency --------------------------------------------------------------------------------- */
 

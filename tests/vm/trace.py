@@ -37,12 +37,12 @@ SYS_PIDFD_GETFD = 438
 class Trace:
     """One `vsock-relayctl -j trace ...`; attached when the constructor returns."""
 
-    def __init__(self, *words, json_=True, env=None):
+    def __init__(self, *words, json_=True, env=None, options=()):
         self.json = json_
         self.lines, self.said = [], []
         self.attached = threading.Event()
         self.process = subprocess.Popen(
-            [CTL, *(["-j"] if json_ else []), "trace", *map(str, words)],
+            [CTL, *(["-j"] if json_ else []), *options, "trace", *map(str, words)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=dict(os.environ, TZ="UTC", **(env or {})),
         )  # fmt: skip
@@ -166,8 +166,8 @@ def packets_hostile():
         fg.pkt(CID, **{**fields, "op": 4, "flags": 2, "type": 2})
         t.wait_lines(3)
         packets = [p for p in t.stop() if p["direction"] == "in"]
-    wanted = {"event": "packet", "direction": "in", "src_cid": CID, "dst_cid": 2, "type": 1,
-              "op": "RW", "length": 11, **{k: v for k, v in fields.items() if k != "op"}}  # fmt: skip
+    wanted = {"event": "packet", "direction": "in", "src_cid": CID, "src_name": None, "dst_cid": 2,
+              "dst_name": None, "type": 1, "op": "RW", "length": 11, **{k: v for k, v in fields.items() if k != "op"}}  # fmt: skip
     first, second, third = ({k: v for k, v in p.items() if k != "time_usec"} for p in packets)
     assert first == wanted, first
     assert second == {**wanted, "op": 99, "length": 0, "type": 7}, second
@@ -195,6 +195,64 @@ def packets_text():
     ):
         assert any(re.search(pattern, line) for line in lines), (pattern, lines)
     assert said[-1] == f"{n} events seen, 0 lost", said
+
+
+@contextlib.contextmanager
+def qemu(cid, name):
+    """A process with the command line of a QEMU."""
+    args = ["qemu-system-x86_64", "-name", f"guest={name}", "-device", f"vhost-vsock-pci,guest-cid={cid}"]
+    process = subprocess.Popen(["sh", "-c", "exec 3>&1; cat", *args], stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        process.stdin.close()
+        process.wait(30)
+
+
+def play_named(fg, server):
+    """A connection of each guest, and one that nobody listens to."""
+    for cid in (CID, OTHER):
+        exchange(fg, server, cid)
+        with contextlib.suppress(FakeGuestError):
+            fg.connect(cid, PORT + 50)
+
+
+def names():
+    """Names stand beside the CIDs, from the mapping file and from the command line of a QEMU, also of
+    one that is started later; --cid takes a name."""
+    path = "/tmp/names"
+    with open(path, "w", encoding="ascii") as f:
+        f.write(f"{CID} web-1\n")
+    options = ("--names", path)
+    with contextlib.ExitStack() as stack:
+        fg = stack.enter_context(guest(CID, OTHER))
+        server = stack.enter_context(vsock.listener(PORT))
+        kinds = ("packets", "flows", "alarms")
+        traces = {k: stack.enter_context(Trace(k, options=options)) for k in kinds}
+        texts = {k: stack.enter_context(Trace(k, options=options, json_=False)) for k in kinds}
+        only = stack.enter_context(Trace("packets", "--cid", "web-1", options=options))
+        time.sleep(2.1)  # as old as names become
+        stack.enter_context(qemu(OTHER, "db-2"))
+        play_named(fg, server)
+        time.sleep(0.5)
+        shown = {k: t.stop() for k, t in traces.items()}
+        lines = {k: t.stop() for k, t in texts.items()}
+        few = only.stop()
+    known = {2: None, CID: "web-1", OTHER: "db-2"}
+    for o in (*shown["packets"], *shown["alarms"]):
+        assert o["src_name"] == known[o["src_cid"]] and o["dst_name"] == known[o["dst_cid"]], o
+    for flow in shown["flows"]:
+        for side in (flow["client"], flow["server"]):
+            assert side["name"] == known[side["cid"]], flow
+    assert {o["dst_cid"] for o in shown["alarms"]} == {CID, OTHER}, shown["alarms"]
+    for kind, all_lines in lines.items():
+        assert len(all_lines) == len(shown[kind]) > 0, (kind, all_lines)
+        for cid, name in ((CID, "web-1"), (OTHER, "db-2")):
+            there = rf"\b{cid}\({name}\):\d+"
+            assert any(re.search(there, line) for line in all_lines), (kind, name, all_lines)
+            assert not any(re.search(rf" {cid}:\d", line) for line in all_lines), all_lines
+    assert few and all(CID in (p["src_cid"], p["dst_cid"]) for p in few), few
+    os.unlink(path)
 
 
 def packets_loopback():
@@ -751,6 +809,7 @@ def usage():
         ("packets", "--op", "rw,foo"): "--op foo: no such operation; there are request, response",
         ("packets", "--op"): "--op needs an argument",
         ("packets", "--cid", "4294967296"): "--cid 4294967296: not a number from 0 to 4294967295",
+        ("packets", "--cid", "no-such-vm"): "no-such-vm: expected CID, NAMESPACE:CID or a name",
         ("packets", "--port", "-1"): "--port -1: not a number",
         ("flows", "--op", "rw"): "--op: no such option of trace flows",
         ("latency", "--count", "1"): "--count: no such option of trace latency",
@@ -775,9 +834,9 @@ def no_daemon():
         assert any("verdict errors cannot be seen" in line for line in t.said), t.said
 
 
-QUICK = (packets_exact, lost, flows_exact, alarms_exact, latency)
+QUICK = (packets_exact, names, lost, flows_exact, alarms_exact, latency)
 TESTS = (modules_missing, not_root, usage, no_daemon, packets_exact, packets_hostile, packets_text,
-         packets_loopback, filters, count_and_duration, lost, flows_exact, flows_text,
+         names, packets_loopback, filters, count_and_duration, lost, flows_exact, flows_text,
          flows_vanish, alarms_exact, alarms_unanswered, alarms_of_the_relay, alarms_none, latency,
          thousand_reports)  # fmt: skip
 

@@ -4,9 +4,13 @@
 #include <stdarg.h>
 
 #include "client.h"
+#include "clock.h"
 #include "maps.h"
 #include "names.h"
 #include "settings.h"
+
+/* VMs come and go while a command runs; looking at all processes takes some milliseconds. */
+#define NAMES_AGE_USEC (2 * USEC_PER_SEC)
 
 void ctl_print_json(const struct ctl *ctl, json_t *value)
 {
@@ -153,6 +157,16 @@ int ctl_print_done(const struct ctl *ctl, json_t *answer)
 
 /* ---- VMs ----------------------------------------------------------------------------------------- */
 
+static void say_bad_names(const struct ctl *ctl, int r, size_t line)
+{
+	if (r == -EINVAL)
+		fprintf(stderr,
+			"vsock-relayctl: %s:%zu: expected \"CID NAME\" or \"NS:CID NAME\"\n",
+			ctl->names, line);
+	else
+		fprintf(stderr, "vsock-relayctl: %s: %s\n", ctl->names, strerror(-r));
+}
+
 static const struct names *vm_names(struct ctl *ctl)
 {
 	uint32_t ns = ctl->settings->ns;
@@ -163,17 +177,25 @@ static const struct names *vm_names(struct ctl *ctl)
 		return ctl->vm_names;
 	ctl->vm_names = calloc(1, sizeof(*ctl->vm_names));
 	if (!ctl->vm_names)
-		abort(); /* a few bytes, at the start of a command */
+		abort(); /* a few bytes */
 	if (*ctl->names)
 		r = names_read_file(ctl->vm_names, ctl->names, ns, &line);
-	if (r == -EINVAL)
-		fprintf(stderr,
-			"vsock-relayctl: %s:%zu: expected \"CID NAME\" or \"NS:CID NAME\"\n",
-			ctl->names, line);
-	else if (r < 0)
-		fprintf(stderr, "vsock-relayctl: %s: %s\n", ctl->names, strerror(-r));
+	if (r < 0 && !ctl->names_at)
+		say_bad_names(ctl, r, line); /* once */
 	names_scan_processes(ctl->vm_names, "/proc", ns);
+	ctl->names_at = clock_usec();
 	return ctl->vm_names;
+}
+
+const char *ctl_vm_name(struct ctl *ctl, struct vsr_vm_id id)
+{
+	return names_find(vm_names(ctl), id);
+}
+
+void ctl_names_refresh(struct ctl *ctl)
+{
+	if (usec_sub(clock_usec(), ctl->names_at) >= NAMES_AGE_USEC)
+		ctl->vm_names = names_free(ctl->vm_names);
 }
 
 int ctl_parse_vm(struct ctl *ctl, const char *text, struct vsr_vm_id *ret)
@@ -216,7 +238,7 @@ static void decorate(struct ctl *ctl, json_t *vm)
 {
 	const struct vsr_vm_id id = { .ns = (uint32_t)ctl_int(vm, "ns"),
 				      .cid = (uint32_t)ctl_int(vm, "cid") };
-	const char *name = names_find(vm_names(ctl), id);
+	const char *name = ctl_vm_name(ctl, id);
 
 	json_object_set_new(vm, "name", name ? json_string(name) : json_null());
 	json_object_set_new(vm, "state", json_string(vm_state(vm)));

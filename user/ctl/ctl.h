@@ -40,6 +40,7 @@ struct ctl {
 	struct settings *settings;	/* never NULL: the defaults if the file is no good */
 	struct settings_errors *errors; /* what was wrong with it */
 	struct names *vm_names;		/* loaded when first asked for (names.h) */
+	uint64_t names_at;		/* when; 0: never */
 };
 
 struct ctl_command {
@@ -88,6 +89,11 @@ int ctl_print_done(const struct ctl *ctl, json_t *answer);
 
 /* Reads "CID", "NS:CID" or a name. Returns CTL_OK, or says why not. */
 int ctl_parse_vm(struct ctl *ctl, const char *text, struct vsr_vm_id *ret);
+
+/* The VM's name, NULL: it has none. It stays until ctl_names_refresh(). */
+const char *ctl_vm_name(struct ctl *ctl, struct vsr_vm_id id);
+/* For commands that go on: names are looked for again if the known ones are 2 s old. */
+void ctl_names_refresh(struct ctl *ctl);
 
 /* All VMs, or one (only != NULL), as vm_json.h has them, with "name" and "state" besides: from the
  * daemon, or if none answers from the pinned maps, of which a line on stderr then tells.

@@ -10,6 +10,7 @@
 #include "duration.h"
 #include "flow.h"
 #include "ingest_bpf.h"
+#include "settings.h"
 #include "trace.h"
 #include "trace_show.h"
 
@@ -19,10 +20,10 @@
 #define STATS_USEC     (500 * USEC_PER_MSEC)
 #define BUFFER_KIB_MAX (1024 * 1024)
 
-#define OPTIONS_TEXT "[--cid N] [--port N] [--duration D] [--buffer KIB]"
+#define OPTIONS_TEXT "[--cid CID] [--port N] [--duration D] [--buffer KIB]"
 
 #define OPTIONS_HELP                                                                      \
-	"      --cid N       only what is from or to this CID\n"                          \
+	"      --cid CID     only what is from or to this CID, or the VM of that name\n"  \
 	"      --port N      only what is from or to this port\n"                         \
 	"      --duration D  end after this time (10s, 5m), else with Ctrl-C\n"           \
 	"      --buffer KIB  of kernel memory for what is not printed yet (8192); what\n" \
@@ -56,7 +57,7 @@ struct run {
 	struct trace *trace;
 	struct flow_table *flows; /* NULL: not wanted */
 	void (*event)(struct run *r, const struct vsr_trace_event *e);
-	show_clock clock;
+	struct show how;
 	uint64_t lines;
 	uint64_t lost;	 /* said so far */
 	uint64_t end_ns; /* what is later is not shown; CLOCK_BOOTTIME */
@@ -92,6 +93,14 @@ static bool enough(const struct run *r)
 	return r->lines >= r->o->count;
 }
 
+/* The relay's namespace is meant: what is traced does not say which one. */
+static const char *vm_name(uint32_t cid, void *userdata)
+{
+	struct ctl *ctl = userdata;
+
+	return ctl_vm_name(ctl, (struct vsr_vm_id){ .ns = ctl->settings->ns, .cid = cid });
+}
+
 /* ---- what is printed ------------------------------------------------------------------------- */
 
 static void print_flow(struct run *r, const struct flow *f)
@@ -100,9 +109,9 @@ static void print_flow(struct run *r, const struct flow *f)
 		return;
 	r->lines++;
 	if (r->ctl->json)
-		ctl_print_json(r->ctl, show_flow_json(f, r->clock));
+		ctl_print_json(r->ctl, show_flow_json(f, &r->how));
 	else
-		show_flow(stdout, f, r->clock);
+		show_flow(stdout, f, &r->how);
 }
 
 static void print_alarm(struct run *r, const struct alarm *a)
@@ -111,9 +120,9 @@ static void print_alarm(struct run *r, const struct alarm *a)
 		return;
 	r->lines++;
 	if (r->ctl->json)
-		ctl_print_json(r->ctl, show_alarm_json(a, r->clock));
+		ctl_print_json(r->ctl, show_alarm_json(a, &r->how));
 	else
-		show_alarm(stdout, a, r->clock);
+		show_alarm(stdout, a, &r->how);
 }
 
 static void on_packet(struct run *r, const struct vsr_trace_event *e)
@@ -122,9 +131,9 @@ static void on_packet(struct run *r, const struct vsr_trace_event *e)
 		return;
 	r->lines++;
 	if (r->ctl->json)
-		ctl_print_json(r->ctl, show_packet_json(e, r->clock));
+		ctl_print_json(r->ctl, show_packet_json(e, &r->how));
 	else
-		show_packet(stdout, e, r->clock);
+		show_packet(stdout, e, &r->how);
 }
 
 static void on_flow(struct run *r, const struct vsr_trace_event *e)
@@ -257,6 +266,7 @@ static int on_event(const struct vsr_trace_event *e, void *userdata)
 		r->end_ns = MIN(r->end_ns, boot_ns(CLOCK_BOOTTIME));
 	if (e->ns > r->end_ns || enough(r) || ferror(stdout))
 		return -ECANCELED;
+	ctl_names_refresh(r->ctl);
 	r->event(r, e);
 	return 0;
 }
@@ -328,14 +338,28 @@ static int parse_duration(const struct ctl *ctl, const char *text, uint64_t *ret
 			 text);
 }
 
-static int parse_option(const struct ctl *ctl, int option, struct options *o)
+/* A VM may be named, too. */
+static int parse_cid(struct ctl *ctl, const char *text, uint64_t *ret)
+{
+	struct vsr_vm_id id;
+	int r;
+
+	if (!*text || text[strspn(text, "0123456789")] == '\0')
+		return parse_number(ctl, "cid", text, UINT32_MAX, ret);
+	r = ctl_parse_vm(ctl, text, &id);
+	if (r == CTL_OK)
+		*ret = id.cid;
+	return r;
+}
+
+static int parse_option(struct ctl *ctl, int option, struct options *o)
 {
 	uint64_t v = 0;
 	int r;
 
 	switch (option) {
 	case 'c':
-		r = parse_number(ctl, "cid", optarg, UINT32_MAX, &v);
+		r = parse_cid(ctl, optarg, &v);
 		o->trace.by_cid = true;
 		o->trace.cid = (uint32_t)v;
 		return r;
@@ -360,7 +384,7 @@ static int parse_option(const struct ctl *ctl, int option, struct options *o)
 }
 
 /* ops, count: whether the command has these options. */
-static int parse_options(const struct ctl *ctl, int argc, char *argv[], bool ops, bool count,
+static int parse_options(struct ctl *ctl, int argc, char *argv[], bool ops, bool count,
 			 struct options *o)
 {
 	static const struct option all[] = {
@@ -415,7 +439,11 @@ static int begin(struct run *r, const char *name)
 		fprintf(stderr, "vsock-relayctl: %s\n", note);
 	sigaction(SIGINT, &on, NULL);
 	sigaction(SIGTERM, &on, NULL);
-	r->clock = (show_clock)(boot_ns(CLOCK_REALTIME) - boot_ns(CLOCK_BOOTTIME));
+	r->how = (struct show){
+		.clock = (int64_t)(boot_ns(CLOCK_REALTIME) - boot_ns(CLOCK_BOOTTIME)),
+		.name = vm_name,
+		.userdata = r->ctl,
+	};
 	fprintf(stderr, "tracing %s; Ctrl-C ends\n", name);
 	return CTL_OK;
 }

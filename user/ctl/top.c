@@ -241,6 +241,7 @@ static int refresh(struct top *t)
 	char why[1024] = "";
 	int r;
 
+	ctl_names_refresh(t->ctl);
 	r = ctl_vms_from(t->ctl, NULL, &list, why, sizeof(why));
 	if (r < 0 && !t->screen)
 		return ctl_error(t->ctl, CTL_NO_DAEMON, "%s", why);
