@@ -196,6 +196,76 @@ def reload_applies():
     assert "reload: cache.ttl: 4h -> 2h" in journal(began), journal(began)
 
 
+def key_that_needs_a_restart_fails_the_reload():
+    """It is named, in what systemctl shows too; nothing of the file is applied."""
+    before, began = show("MainPID"), int(time.time())
+    write("cache: {ttl: 3h}\nallow_reserved_cids: true\nadmission: {places: 60}\n")
+    sh("systemctl", "reload", UNIT, status=1)
+    said = journal(began)
+    assert "reload: admission.places needs a restart (50 -> 60)" in said, said
+    assert "vsock-relayctl: reload refused" in said and "cache.ttl: 2h -> 3h" not in said, said
+    assert "reload refused" in sh("systemctl", "status", UNIT), "what systemctl points to"
+    assert is_active() and show("MainPID") == before
+    assert send(FIRST) == rp.NOTHING_TO_DO, "it serves as before"
+    # The socket that it would be asked at is another one in the file: refused as well.
+    began = int(time.time())
+    write("allow_reserved_cids: true\nadmin_socket: /run/vsock-relay/other.sock\n")
+    sh("systemctl", "reload", UNIT, status=1)
+    wait_for(lambda: "reload: admin_socket needs a restart" in journal(began), 20, "the daemon says so")
+    assert "nobody answers at /run/vsock-relay/other.sock" in journal(began), journal(began)
+    # Without one nobody can be asked: the signal alone.
+    write("allow_reserved_cids: true\nadmin_socket: ''\n")
+    sh("systemctl", "restart", UNIT)
+    began = int(time.time())
+    write("allow_reserved_cids: true\nadmin_socket: ''\ncache: {ttl: 90m}\n")
+    sh("systemctl", "reload", UNIT)
+    wait_for(lambda: "reload: cache.ttl: 4h -> 1h30m" in journal(began), 20, "reload by a signal")
+    write("allow_reserved_cids: true\n")
+    sh("systemctl", "restart", UNIT)
+    assert send(FIRST) == rp.ACCEPTED, "a new start knows no digest"
+
+
+def journal_has_fields():
+    """Entries of the real journal, with fields of their own: which VM, why, which generation;
+    journalctl finds them by these, with the commands of the page."""
+
+    def entries(*match):
+        shown = sh("journalctl", "-q", "-o", "json", "-u", UNIT, *match)
+        return [json.loads(line) for line in shown.splitlines()]
+
+    def entry(reason):
+        wait_for(lambda: entries(f"VSR_REASON={reason}"), 20, f"an entry with the reason {reason}")
+        found = entries(f"VSR_REASON={reason}", f"VSR_CID={CID}")[0]
+        print("#", {k: v for k, v in found.items() if k.startswith("VSR_")}, flush=True)
+        assert found["VSR_VM"] == f"0:{CID}" and found["VSR_NS"] == "0", found
+        assert found["SYSLOG_IDENTIFIER"] == "vsock-relayd" and found["_TRANSPORT"] == "journal", found
+        assert found["_SYSTEMD_UNIT"] == f"{UNIT}.service", found
+        assert not found["MESSAGE"].startswith("<"), "no prefix for what has a priority"
+        return found
+
+    # A claim is not what a VM is found by.
+    assert send(rp.report(CID + 1)) == rp.CID_MISMATCH
+    assert entry("cid_mismatch")["MESSAGE"].startswith(f"refused VM 0:{CID}: ")
+    assert not entries(f"VSR_CID={CID + 1}")
+    with FakeGuest("/run/vsr/fakeguest") as fg:
+        fg.guest(CID)
+        conn = fg.connect(CID, 818)
+        fg.wait(conn, "credit")
+        fg.rw(conn, len=0)
+        assert entry("zero_length")["PRIORITY"] == "5"
+    # A generation that cannot be stored.
+    os.chmod(REPORTS, 0)
+    assert send(SECOND) == rp.ACCEPTED
+    failed = entry("write")
+    assert failed["PRIORITY"] == "3" and int(failed["VSR_GENERATION"]) >= 1, failed
+    os.chmod(REPORTS, 0o750)
+    stored = f"{REPORTS}/0-{CID}.pb"
+    wait_for(lambda: open(stored, "rb").read() == SECOND, 120, "report is stored")
+    for command in page_commands("Watch"):
+        if command.startswith("journalctl"):
+            assert "refused VM 0:42: packet without payload (zero_length)" in type_in(command), command
+
+
 def broken_file_at_start():
     """Says where it is wrong, does not try for ever, and starts when it is right."""
     began, restarts = int(time.time()), show("NRestarts")
@@ -381,6 +451,8 @@ def main():
     tap.run("the page's commands show that it works", commands_that_look_show_it)
     tap.run("reload with a broken file: says where, and the service stays", broken_file_keeps_the_service)
     tap.run("reload applies a good file", reload_applies)
+    tap.run("reload with a key that needs a restart fails, and names it", key_that_needs_a_restart_fails_the_reload)
+    tap.run("the journal has the fields of an event", journal_has_fields)
     tap.run("start with a broken file: says where, and is not tried for ever", broken_file_at_start)
     tap.run("hybrid sockets, with the drop-in of the page", hybrid_sockets_with_a_drop_in)
     if "--quick" not in sys.argv:

@@ -312,6 +312,50 @@ def reload_says_what_came_of_it():
         assert set(value) == {"error", "log"} and "report.idle" in value["log"][0], value
 
 
+def reload_of_a_process():
+    """reload --pid: this process and no other; SIGHUP where nobody can be asked; and a refusal is one."""
+    with relay() as r:
+        pid = str(r.process.pid)
+        r.config["unchanged"] = "forward"
+        r.write_config()
+        assert ctl(r, "reload", "--pid", pid) == "reload: unchanged: suppress -> forward\nreloaded\n"
+        assert ctl_json(r, "reload", "--pid", pid) == {"done": "reloaded", "log": ["reloaded"]}
+        # A key that needs a restart: named, and the status says so.
+        r.config["admission"] = {"places": 7}
+        r.write_config()
+        answer = run("-c", r.config_path, "reload", "--pid", pid, status=FAILED)
+        assert "admission.places needs a restart (50 -> 7)" in answer.err, answer
+        value = ctl_json(r, "reload", "--pid", pid, status=FAILED)
+        assert value["error"] == "reload refused" and "admission.places" in value["log"][0], value
+        del r.config["admission"]
+        r.write_config()
+        # Another process than the daemon's is left alone.
+        answer = run("-c", r.config_path, "reload", "--pid", str(os.getpid()), status=FAILED)
+        assert f"is process {pid}, not {os.getpid()}" in answer.err, answer
+        # The settings name another admin socket by now: the daemon refuses that, in its log.
+        before = len(r.log())
+        r.config["admin_socket"] = os.path.join(r.dir, "other.sock")
+        r.write_config()
+        answer = run("-c", r.config_path, "reload", "--pid", pid, status=FAILED)
+        assert "other.sock" in answer.err and f"process {pid} got SIGHUP" in answer.err, answer
+        wait_for(lambda: "admin_socket needs a restart" in r.log()[before:], 10, "the log says it")
+        # None at all.
+        before = len(r.log())
+        answer = run("-c", r.config_path, "-s", "", "reload", "--pid", pid)
+        assert "there is no admin_socket to ask" in answer.out, answer
+        wait_for(lambda: "reload refused" in r.log()[before:], 10, "the log says it")
+        for bad in ("0", "-1", "x", "", "99999999999999999999"):
+            answer = run("-c", r.config_path, "reload", "--pid", bad, status=USAGE)
+            assert "expected a process id" in answer.err, answer
+        run("-c", r.config_path, "reload", "--pid", status=USAGE)
+        run("-c", r.config_path, "reload", "now", status=USAGE)
+    with relay(start=False) as r:
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        answer = run("-c", r.config_path, "reload", "--pid", str(gone.pid), status=NO_DAEMON)
+        assert "No such process" in answer.err, answer
+
+
 def loglevel():
     """loglevel says and sets the level, until the next reload."""
     with relay() as r:
@@ -914,11 +958,12 @@ def completion():
     assert "--json" in complete("--j") and complete("vm", "--j") == {"--json"}
     assert complete("cache", "drop", "--l") == {"--lose"}
     assert complete("top", "-s", "ra") == {"rate"}
+    assert complete("reload", "--p") == {"--pid", "--pretty"}
     assert complete("loglevel", "d") == {"debug"}
     with relay() as r:
         traffic(r)
         vms_known = {"42", "web-1", "43", "a-name-longer-than-its-column"}
-        for words in (("vm", "show"), ("retry",), ("cache", "drop")):
+        for words in (("vm", "show"), ("retry",), ("cache", "drop"), ("trace", "flows", "--cid")):
             assert complete("-c", r.config_path, *words, "") == vms_known, words
         assert complete("-c", r.config_path, "vm", "show", "w") == {"web-1"}
 
@@ -957,7 +1002,7 @@ def main():
     tap = Tap(sys.argv[1] if len(sys.argv) > 1 else None)
     for test in (help_of_everything, version, words_may_be_shortened, usage_errors,
                  status_of_a_live_daemon, vms, contents_in_custody, reload_says_what_came_of_it,
-                 loglevel, top_without_a_terminal, top_on_a_terminal, doctor_finds_nothing,
+                 reload_of_a_process, loglevel, top_without_a_terminal, top_on_a_terminal, doctor_finds_nothing,
                  doctor_finds_problems, doctor_and_a_taken_port, maps, bundle, dead_daemon,
                  no_daemon, hanging_daemon, older_layout, pages_and_who_may_see_them, readiness,
                  readiness_of_the_spool, metrics_over_https, log_as_json, log_with_fields_of_the_journal,

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* vsock-relayctl cache, retry, flush, reload, loglevel: what is asked of the daemon. */
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+
 #include "commands.h"
 
 /* A request about one VM. */
@@ -108,13 +112,73 @@ const struct ctl_command ctl_flush_commands[] = {
 	{},
 };
 
+/* The daemon at the admin socket is that process; another one is not asked. Returns CTL_OK; -1: there is
+ * nobody at the socket; or says what is wrong and returns another exit status. */
+static int check_pid(struct ctl *ctl, pid_t pid)
+{
+	json_t *status;
+	json_int_t found;
+	char why[512];
+	int r = ctl_get(ctl, "/status.json", &status);
+
+	if (r == -EDESTADDRREQ || r == -ENOENT || r == -ECONNREFUSED)
+		return -1;
+	if (r < 0)
+		return ctl_error(ctl, CTL_NO_DAEMON, "%s", ctl_why(ctl, r, why, sizeof(why)));
+	found = ctl_int(status, "pid");
+	json_decref(status);
+	if (found == pid)
+		return CTL_OK;
+	return ctl_error(ctl, CTL_FAILED, "the daemon at %s is process %lld, not %d: not reloaded",
+			 ctl->socket, found, (int)pid);
+}
+
+/* A daemon without an admin socket, or with another one than the settings name by now: nothing but its
+ * log tells what comes of it. */
+static int reload_by_signal(struct ctl *ctl, pid_t pid)
+{
+	if (kill(pid, SIGHUP) < 0)
+		return ctl_error(ctl, CTL_NO_DAEMON, "process %d: %s", (int)pid, strerror(errno));
+	if (*ctl->socket)
+		return ctl_error(ctl, CTL_FAILED,
+				 "nobody answers at %s, which the settings name: process %d got "
+				 "SIGHUP, and its log says what came of it",
+				 ctl->socket, (int)pid);
+	return ctl_print_done(
+		ctl, json_pack("{s:s}", "done",
+			       "there is no admin_socket to ask: the process got SIGHUP, and "
+			       "its log says what came of it"));
+}
+
+static int parse_pid(struct ctl *ctl, int argc, char *argv[], pid_t *ret)
+{
+	bool given = argc > 1 && streq(argv[1], "--pid");
+	int r = ctl_check_args(ctl, argc, argv, given ? 2 : 0, given ? 2 : 0, "reload [--pid PID]");
+	long pid;
+	char *end;
+
+	if (r != CTL_OK || !given)
+		return r;
+	errno = 0;
+	pid = strtol(argv[2], &end, 10);
+	if (errno || *end || pid < 1 || pid > INT_MAX)
+		return ctl_error(ctl, CTL_USAGE, "--pid %s: expected a process id", argv[2]);
+	*ret = (pid_t)pid;
+	return CTL_OK;
+}
+
 static int run_reload(struct ctl *ctl, int argc, char *argv[])
 {
-	int r = ctl_check_args(ctl, argc, argv, 0, 0, "reload");
+	pid_t pid = 0;
+	int r = parse_pid(ctl, argc, argv, &pid);
 	const json_t *line;
 	json_t *answer;
 	size_t i;
 
+	if (r == CTL_OK && pid)
+		r = check_pid(ctl, pid);
+	if (r < 0)
+		return reload_by_signal(ctl, pid);
 	if (r == CTL_OK)
 		r = ctl_post(ctl, "/reload", &answer);
 	if (r != CTL_OK)
@@ -130,8 +194,11 @@ static int run_reload(struct ctl *ctl, int argc, char *argv[])
 }
 
 const struct ctl_command ctl_reload_commands[] = {
-	{ "", "", "read the settings again, and say what came of it",
-	  "      All of them are applied, or none: as SIGHUP.\n", run_reload },
+	{ "", "[--pid PID]", "read the settings again, and say what came of it",
+	  "      All of them are applied, or none: as SIGHUP.\n"
+	  "      --pid PID: of this process and no other (for ExecReload=); one that nobody can ask,\n"
+	  "      since it has no admin socket, gets SIGHUP.\n",
+	  run_reload },
 	{},
 };
 
