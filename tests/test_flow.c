@@ -148,6 +148,29 @@ static void a_second_reset_is_no_news(void **state _unused_)
 	assert_int_equal(news.flow->half[FLOW_SERVER].packets, 2);
 }
 
+static void closes_that_cross_are_no_alarm(void **state _unused_)
+{
+	open_flow();
+	shut_down(true, VSR_SHUTDOWN_BOTH);
+	host(VSR_OP_RST, 0);
+	ended(FLOW_SHUTDOWN, FLOW_CLIENT, FLOW_RESET_CLOSE);
+	host(VSR_OP_CREDIT_UPDATE, 0);
+	shut_down(false, VSR_SHUTDOWN_BOTH);
+	guest(VSR_OP_RST, 0);
+	assert_int_equal(news.reset, FLOW_RESET_AGAIN);
+	/* Payload after the end is none of that. */
+	host(VSR_OP_RW, 10);
+	guest(VSR_OP_RST, 0);
+	assert_int_equal(news.reset, FLOW_RESET_NO_CONNECTION);
+	/* And after another end nothing is said any more. */
+	open_flow();
+	guest(VSR_OP_RST, 0);
+	ended(FLOW_RESET, FLOW_CLIENT, FLOW_RESET_ABORT);
+	host(VSR_OP_SHUTDOWN, 0);
+	guest(VSR_OP_RST, 0);
+	assert_int_equal(news.reset, FLOW_RESET_NO_CONNECTION);
+}
+
 static void a_request_without_listener_is_refused(void **state _unused_)
 {
 	guest(VSR_OP_REQUEST, 0);
@@ -480,6 +503,7 @@ int main(void)
 		TEST(a_close_is_ended_by_who_shut_down),
 		TEST(a_half_close_ends_nothing),
 		TEST(a_second_reset_is_no_news),
+		TEST(closes_that_cross_are_no_alarm),
 		TEST(a_request_without_listener_is_refused),
 		TEST(a_client_may_give_up_before_the_answer),
 		TEST(a_reset_in_the_middle_is_an_abort),

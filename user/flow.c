@@ -261,12 +261,15 @@ static void reset(struct flow *f, enum flow_side side, struct flow_news *news)
 	}
 }
 
-/* What comes after the end: a second RST is usual, anything else belongs to no connection. */
+/* What comes after the end: a second RST is usual, and so is what a side says that closes while the
+ * other's close comes in, its SHUTDOWN and updates of its credit. All else belongs to no connection. */
 static void after_end(struct flow *f, const struct vsr_trace_event *e, enum flow_side side,
 		      struct flow_news *news)
 {
 	if (e->op != VSR_OP_RST) {
-		f->stray[side] = true;
+		bool crossed = e->op == VSR_OP_SHUTDOWN || e->op == VSR_OP_CREDIT_UPDATE;
+
+		f->stray[side] |= f->end != FLOW_SHUTDOWN || !crossed;
 		return;
 	}
 	news->reset = f->stray[!side] ? FLOW_RESET_NO_CONNECTION : FLOW_RESET_AGAIN;
