@@ -725,6 +725,72 @@ def older_layout():
         assert ctl_json(r, "vm", "show", "42")["kernel"]["connections"] == 1
 
 
+# Each command: what a live daemon's text begins with, and the JSON's keys (of a list: of its entries).
+# Then the exit statuses with a dead daemon, with maps of an older layout besides, and with nothing.
+# "trace" has tests/vm/trace.py.
+EVERYTHING = {
+    ("status",): ("vsock-relayd ", {"running", "daemon", "maps", "why"}, NO_DAEMON, NO_DAEMON, NO_DAEMON),
+    ("vm", "list"): ("VM ", VM_KEYS, OK, NO_DAEMON, NO_DAEMON),
+    ("vm", "show", "42"): ("VM 0:42 (web-1)\n", VM_KEYS, OK, NO_DAEMON, NO_DAEMON),
+    ("top",): ("vsock-relayd ", {"status", "vms"}, OK, NO_DAEMON, NO_DAEMON),
+    ("cache", "list"): ("VM ", CACHE_KEYS, NO_DAEMON, NO_DAEMON, NO_DAEMON),
+    ("retry", "42"): ("", {"done"}, NO_DAEMON, NO_DAEMON, NO_DAEMON),
+    ("flush",): ("1 contents are sent", {"done", "contents"}, NO_DAEMON, NO_DAEMON, NO_DAEMON),
+    ("reload",): ("reloaded\n", {"done", "log"}, NO_DAEMON, NO_DAEMON, NO_DAEMON),
+    ("loglevel",): ("info\n", {"level", "before"}, NO_DAEMON, NO_DAEMON, NO_DAEMON),
+    ("doctor",): ("", {"problems", "checks"}, FAILED, FAILED, OK),
+    ("maps",): ("Pinned at ", {"directory", "layout", "layout_known", "maps"}, OK, OK, NOT_FOUND),
+    ("bundle",): ("", {"file", "contents"}, OK, OK, OK),
+    ("version",): ("vsock-relayctl ", {"version", "layout"}, OK, OK, OK),
+    ("help",): ("Usage: ", {"name", "help", "commands"}, OK, OK, OK),
+    ("cache", "drop", "42", "--lose"): ("dropped\n", {"done"}, NO_DAEMON, NO_DAEMON, NO_DAEMON),
+}  # fmt: skip
+SAYS = {"dead": "the daemon is dead", "older": "the daemon is dead", "none": "no daemon runs"}
+
+
+def try_everything(r, state):
+    number = {"live": None, "dead": 2, "older": 3, "none": 4}[state]
+    for words, (begins, keys, *_) in EVERYTHING.items():
+        wanted = EVERYTHING[words][number] if number else OK
+        if words[0] == "doctor" and state == "live":
+            wanted = FAILED  # the upstream is away
+        args = [*words, os.path.join(r.dir, f"{state}.tar")] if words[0] == "bundle" else words
+        # What changes something is asked for once, in JSON.
+        if words[-1] != "--lose":
+            answer = run("-c", r.config_path, *args, status=wanted)
+            if wanted == OK:
+                assert state != "live" or answer.out.startswith(begins), (words, answer)
+                assert answer.out, words
+            elif words[0] == "maps":
+                assert "no maps are pinned" in answer.err, answer
+            elif words[0] not in ("doctor",):
+                said = answer.out + answer.err
+                assert SAYS[state] in said and "Traceback" not in said, (words, answer)
+        if words[0] == "bundle":
+            os.remove(args[-1])
+        value = ctl_json(r, *args, status=wanted)
+        failed = wanted not in (OK, FAILED) and words[0] != "status"
+        some = value[0] if isinstance(value, list) else value
+        assert set(some) == ({"error"} if failed else keys), (state, words, value)
+
+
+def everything_in_every_state():
+    """Every command, text and JSON with its keys: a live daemon, a dead one, maps of an older layout,
+    nothing."""
+    table = {(o["name"], c["name"]) for o in json.loads(run("-j", "help").out) for c in o["commands"]}
+    tried = {(w[0], w[1] if w[0] in ("vm", "cache") else "") for w in EVERYTHING}
+    assert {pair for pair in table if pair[0] != "trace"} == tried, table ^ tried
+    with relay(away()) as r:
+        assert send(r) == rp.ACCEPTED
+        try_everything(r, "live")
+        r.kill()
+        try_everything(r, "dead")
+        os.remove(f"{r.config['pin_directory']}/vsr_abi")  # as before there was a number
+        try_everything(r, "older")
+    with relay(start=False) as r:
+        try_everything(r, "none")
+
+
 # ---- the pages ----
 
 
@@ -1003,8 +1069,8 @@ def main():
     for test in (help_of_everything, version, words_may_be_shortened, usage_errors,
                  status_of_a_live_daemon, vms, contents_in_custody, reload_says_what_came_of_it,
                  reload_of_a_process, loglevel, top_without_a_terminal, top_on_a_terminal, doctor_finds_nothing,
-                 doctor_finds_problems, doctor_and_a_taken_port, maps, bundle, dead_daemon,
-                 no_daemon, hanging_daemon, older_layout, pages_and_who_may_see_them, readiness,
+                 doctor_finds_problems, doctor_and_a_taken_port, maps, bundle,
+                 everything_in_every_state, dead_daemon, no_daemon, hanging_daemon, older_layout, pages_and_who_may_see_them, readiness,
                  readiness_of_the_spool, metrics_over_https, log_as_json, log_with_fields_of_the_journal,
                  names_from_qemu, completion, man_pages):  # fmt: skip
         tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)
