@@ -80,6 +80,7 @@ struct world {
 	/* of the reports to come */
 	bool framed;
 	uint64_t fake_digest; /* 0: the true one */
+	uint32_t ns;	      /* whose VMs vm_of() has */
 };
 
 static double half(void *userdata)
@@ -163,7 +164,9 @@ static struct vm *vm_of(struct world *w, uint32_t cid)
 {
 	struct vm *vm;
 
-	assert_int_equal(vm_table_obtain(w->vms, (struct vsr_vm_id){ .cid = cid }, w->now, &vm), 0);
+	assert_int_equal(vm_table_obtain(w->vms, (struct vsr_vm_id){ .ns = w->ns, .cid = cid },
+					 w->now, &vm),
+			 0);
 	return vm;
 }
 
@@ -1564,6 +1567,45 @@ static void in_another_namespace_acks_name_vms_by_vm_id(void **state _unused_)
 	world_close(&w);
 }
 
+/* One relay with listeners inside other namespaces. All these reports claim the vm_id "vm". */
+static void an_ack_that_could_be_of_two_namespaces_settles_nothing(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.several_ns = true;
+	world_open(&w, s, unlimited);
+	w.up.up.acks_apart = true;
+	/* The only one with this vm_id, whatever its CID. */
+	w.ns = 7;
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	end(&w, SEND_DELIVERED);
+	say(&w, false, "3", ""); /* no VM of namespace 0 */
+	assert_non_null(vm_of(&w, 3)->custody);
+	say(&w, false, "vm:3", "");
+	assert_null(vm_of(&w, 3)->custody);
+	/* Namespace 0: by CID. */
+	w.ns = 0;
+	assert_int_equal(submit(&w, 3, 'b'), RELAY_ACCEPTED);
+	end(&w, SEND_DELIVERED);
+	say(&w, false, "3", "");
+	assert_null(vm_of(&w, 3)->custody);
+	/* The same CID and vm_id in both. */
+	assert_int_equal(submit(&w, 3, 'c'), RELAY_ACCEPTED);
+	end(&w, SEND_DELIVERED);
+	w.ns = 7;
+	assert_int_equal(submit(&w, 3, 'c'), RELAY_ACCEPTED);
+	end(&w, SEND_DELIVERED);
+	say(&w, false, "3", "");
+	say(&w, false, "vm:3", "");
+	assert_non_null(vm_of(&w, 3)->custody);
+	w.ns = 0;
+	assert_non_null(vm_of(&w, 3)->custody);
+	assert_true(outcome(METRIC_ACK_UNMATCHED) == 3);
+	assert_true(outcome(METRIC_ACK_SETTLED) == 2);
+	world_close(&w);
+}
+
 /* ---- settings, memory, end ------------------------------------------------------------------------ */
 
 static void bad_settings_are_refused_and_the_old_ones_stay(void **state _unused_)
@@ -1915,6 +1957,7 @@ int main(void)
 		cmocka_unit_test(only_permanent_nacks_end_custody),
 		cmocka_unit_test(acks_by_cid_compare_nothing_else),
 		cmocka_unit_test(in_another_namespace_acks_name_vms_by_vm_id),
+		cmocka_unit_test(an_ack_that_could_be_of_two_namespaces_settles_nothing),
 		cmocka_unit_test(bad_settings_are_refused_and_the_old_ones_stay),
 		cmocka_unit_test(submit_survives_every_failing_allocation),
 		cmocka_unit_test(sends_may_end_after_the_relay),

@@ -724,6 +724,9 @@ static void test_acks_by_cid_alone_do_not_go_with_a_namespace(void **state)
 	(void)state;
 	refuses("namespace: 3\nupstream: {kind: grpc, grpc: {ack_names: cid}}\n",
 		"relayd.yaml:2:42: upstream.grpc.ack_names: cid, but namespace is 3");
+	refuses("listeners: [{netns: /a, namespace: 3}]\nupstream: {kind: grpc, grpc: {ack_names: "
+		"cid}}\n",
+		"relayd.yaml:2:42: upstream.grpc.ack_names: cid, but VMs of several namespaces");
 	gives("upstream: {kind: grpc, grpc: {ack_names: cid}}\n", "upstream.grpc.ack_names", "cid");
 	gives("namespace: 3\nupstream: {kind: grpc, grpc: {ack_names: cid, acks: response}}\n",
 	      "upstream.grpc.ack_names", "cid");
@@ -922,6 +925,8 @@ static void test_there_is_something_to_listen_on(void **state)
 		"relayd.yaml:1:17: listen.vsock: false, and hybrid.sockets is empty");
 	gives("listen: {vsock: false}\nhybrid: {sockets: [{path: /a, cid: 3}]}\n", "listen.vsock",
 	      "false");
+	gives("listen: {vsock: false}\nlisteners: [{netns: /a, namespace: 3}]\n", "listen.vsock",
+	      "false");
 }
 
 static void test_a_cid_and_a_path_stand_for_one_vm(void **state)
@@ -935,6 +940,99 @@ static void test_a_cid_and_a_path_stand_for_one_vm(void **state)
 		"relayd.yaml:1:19: hybrid.sockets: CID 2 is reserved");
 	gives("allow_reserved_cids: true\nhybrid: {sockets: [{path: /a, cid: 2}]}\n",
 	      "hybrid.sockets", "2=/a");
+}
+
+static void test_listeners_are_namespaces_with_a_number(void **state)
+{
+	struct load l = {};
+
+	(void)state;
+	parse(&l, "listen: {port: 900}\n"
+		  "listeners:\n"
+		  "  - {netns: /run/netns/a, namespace: 7}\n"
+		  "  - port: 819\n"
+		  "    namespace: 4294967295\n"
+		  "    netns: /proc/1/ns/net\n");
+	assert_good(&l);
+	assert_int_equal(l.s->listeners.n, 2);
+	assert_string_equal(l.s->listeners.item[0].netns, "/run/netns/a");
+	assert_int_equal(l.s->listeners.item[0].ns, 7);
+	assert_int_equal(settings_listener_port(l.s, &l.s->listeners.item[0]), 900);
+	assert_int_equal(settings_listener_port(l.s, &l.s->listeners.item[1]), 819);
+	assert_value(&l, "listeners", "7=/run/netns/a,4294967295:819=/proc/1/ns/net");
+	done(&l);
+
+	arg(&l, "--listeners=7=/run/netns/a,4294967295:819=/proc/1/ns/net");
+	parse(&l, "listeners: [{netns: /overridden, namespace: 1}]\n");
+	assert_good(&l);
+	assert_int_equal(l.s->listeners.n, 2);
+	assert_value(&l, "listeners", "7=/run/netns/a,4294967295:819=/proc/1/ns/net");
+	done(&l);
+}
+
+static void test_bad_listeners_are_named_with_their_place(void **state)
+{
+	static const char *const bad[] = {
+		"{netns: /a}",
+		"{namespace: 3}",
+		"{}",
+		"/a",
+		"{netns: a, namespace: 3}",
+		"{netns: /../a, namespace: 3}",
+		"{netns: '/a,b', namespace: 3}",
+		"{netns: /a, namespace: 0}",
+		"{netns: /a, namespace: 4294967296}",
+		"{netns: /a, namespace: x}",
+		"{netns: /a, namespace: '7:8'}",
+		"{netns: /a, namespace: '7=/b'}",
+		"{netns: /a, namespace: 7, port: 0}",
+		"{netns: /a, namespace: 7, port: 4294967295}",
+		"{netns: /a, namespace: 7, port: [1]}",
+		"{netns: /a, namespace: 7, cid: 3}",
+	};
+	static const char *const flags[] = { "/a", "x=/a", "7", "7:=/a", "7:818", "7=", "0=/a" };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		char yaml[256];
+
+		snprintf(yaml, sizeof(yaml), "listeners:\n  - %s\n", bad[i]);
+		refuses(yaml, "relayd.yaml:2:");
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
+		struct load l = {};
+
+		arg(&l, "--listeners");
+		arg(&l, flags[i]);
+		parse(&l, NULL);
+		assert_error(&l, "flag --listeners: listeners: '");
+		done(&l);
+	}
+	refuses("listeners: [{netns: /a, namespace: x}]\n",
+		"relayd.yaml:1:13: listeners: 'x'; expected at most 16 listeners");
+}
+
+static void test_listeners_are_bounded_in_number(void **state)
+{
+	char yaml[4096];
+	size_t n = (size_t)snprintf(yaml, sizeof(yaml), "listeners:\n");
+
+	(void)state;
+	for (int i = 1; i <= SETTINGS_LISTENERS_MAX + 1; i++)
+		n += (size_t)snprintf(yaml + n, sizeof(yaml) - n,
+				      "  - {netns: /run/netns/%d, namespace: %d}\n", i, i);
+	refuses(yaml, "relayd.yaml:18:5: listeners: '17=/run/netns/17'; expected at most 16");
+}
+
+static void test_a_number_stands_for_one_namespace(void **state)
+{
+	(void)state;
+	refuses("listeners: [{netns: /a, namespace: 3}, {netns: /b, namespace: 3}]\n",
+		"relayd.yaml:1:12: listeners: number 3 stands there twice");
+	refuses("listeners: [{netns: /a, namespace: 3}, {netns: /a, namespace: 4}]\n",
+		"relayd.yaml:1:12: listeners: '/a' stands there twice");
+	refuses("namespace: 3\nlisteners: [{netns: /a, namespace: 3}]\n",
+		"relayd.yaml:2:12: listeners: number 3 of '/a' is that of namespace");
 }
 
 static void test_a_group_needs_a_user(void **state)
@@ -1232,11 +1330,11 @@ static void test_a_reload_names_every_changed_key_that_needs_a_restart(void **st
 
 static void test_what_a_reload_may_not_change_is_what_the_specification_says(void **state)
 {
-	static const char *const restart[] = {
-		"listen.port",	    "hybrid.sockets",	       "bpf",
-		"pin_directory",    "upstream.file.directory", "user",
-		"admission.places", "report.max_kib"
-	};
+	static const char *const restart[] = { "listen.port",	 "listeners",
+					       "hybrid.sockets", "bpf",
+					       "pin_directory",	 "upstream.file.directory",
+					       "user",		 "admission.places",
+					       "report.max_kib" };
 	struct settings_key_info key;
 
 	(void)state;
@@ -1442,6 +1540,10 @@ int main(void)
 		cmocka_unit_test(test_an_exponential_retry_begins_below_its_cap),
 		cmocka_unit_test(test_there_is_something_to_listen_on),
 		cmocka_unit_test(test_a_cid_and_a_path_stand_for_one_vm),
+		cmocka_unit_test(test_listeners_are_namespaces_with_a_number),
+		cmocka_unit_test(test_bad_listeners_are_named_with_their_place),
+		cmocka_unit_test(test_listeners_are_bounded_in_number),
+		cmocka_unit_test(test_a_number_stands_for_one_namespace),
 		cmocka_unit_test(test_a_group_needs_a_user),
 		cmocka_unit_test(test_the_address_of_a_server_is_one),
 		cmocka_unit_test(test_certificate_and_key_are_set_together),

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "control.h"
 
+#include <inttypes.h>
 #include <jansson.h>
 #include <microhttpd.h>
 
 #include "clock.h"
 #include "log.h"
 #include "metrics.h"
+#include "privilege.h"
+#include "sandbox.h"
 #include "vm_json.h"
 
 struct control {
@@ -40,20 +43,21 @@ struct check {
 
 static struct check check_listening(const struct control_state *s)
 {
-	struct check k = { .good = !s->stopping && (s->vsock || s->hybrid) };
-	int n = 0;
+	struct check k = { .good = !s->stopping && (s->vsock || s->n_inside || s->hybrid) };
+	_cleanup_fclose_ FILE *f = NULL;
 
 	if (s->stopping)
 		snprintf(k.says, sizeof(k.says), "the relay stops");
 	else if (!k.good)
 		snprintf(k.says, sizeof(k.says), "no socket is listened on");
-	else {
+	else if ((f = fmemopen(k.says, sizeof(k.says), "w"))) {
 		if (s->vsock)
-			n = snprintf(k.says, sizeof(k.says), "vsock port %u%s",
-				     s->settings->listen.port, s->hybrid ? ", " : "");
+			fprintf(f, "vsock port %u", s->settings->listen.port);
+		if (s->n_inside)
+			fprintf(f, "%s%zu network namespaces", s->vsock ? ", " : "", s->n_inside);
 		if (s->hybrid)
-			snprintf(k.says + n, sizeof(k.says) - (size_t)n, "%u hybrid sockets",
-				 s->n_hybrid);
+			fprintf(f, "%s%u hybrid sockets", s->vsock || s->n_inside ? ", " : "",
+				s->n_hybrid);
 	}
 	return k;
 }
@@ -203,6 +207,50 @@ static json_t *admission_json(const struct control *c)
 			 (json_int_t)a.debtors);
 }
 
+static json_t *listen_json(const struct control_state *s)
+{
+	json_t *inside = json_array();
+
+	for (size_t i = 0; i < s->n_inside; i++) {
+		const struct settings_listener *l = s->inside[i].settings;
+
+		json_array_append_new(inside,
+				      json_pack("{s:I, s:s, s:I, s:s}", "namespace",
+						(json_int_t)l->ns, "netns", l->netns, "port",
+						(json_int_t)settings_listener_port(s->settings, l),
+						"ns_mode", netns_mode_name(s->inside[i].netns.mode),
+						"inode", (json_int_t)s->inside[i].netns.inode));
+	}
+	return json_pack("{s:b, s:I, s:s, s:o, s:I}", "vsock", s->vsock, "port",
+			 (json_int_t)s->settings->listen.port, "ns_mode", s->ns_mode, "listeners",
+			 inside, "hybrid_sockets", (json_int_t)s->n_hybrid);
+}
+
+static json_t *capabilities_json(uint64_t set)
+{
+	char text[17];
+
+	snprintf(text, sizeof(text), "%016" PRIx64, set);
+	return json_string(text);
+}
+
+/* What this process may still do, as the kernel has it. NULL: it does not say. */
+static json_t *sandbox_json(void)
+{
+	struct privilege_state p;
+
+	if (privilege_state(&p) < 0)
+		return NULL;
+	return json_pack("{s:I, s:I, s:{s:o, s:o, s:o, s:o, s:o}, s:b, s:i, s:i}", "uid",
+			 (json_int_t)p.uid, "gid", (json_int_t)p.gid, "capabilities", "effective",
+			 capabilities_json(p.effective), "permitted",
+			 capabilities_json(p.permitted), "inheritable",
+			 capabilities_json(p.inheritable), "bounding",
+			 capabilities_json(p.bounding), "ambient", capabilities_json(p.ambient),
+			 "no_new_privs", p.no_new_privs, "seccomp", p.seccomp, "landlock",
+			 (int)sandbox_state().landlock);
+}
+
 static json_t *status_json(struct control *c)
 {
 	struct control_state s = state_of(c);
@@ -215,22 +263,21 @@ static json_t *status_json(struct control *c)
 	c->parts.refresh(c->parts.userdata);
 	good = check_all(c, &s, checks);
 	relay_figures(c->parts.relay, now, &r);
-	return json_pack(
-		"{s:s, s:i, s:o, s:b, s:o, s:s, s:{s:b, s:I, s:I}, s:{s:s, s:b, s:b}, s:o, s:o, "
-		"s:{s:I, s:I, s:I, s:I, s:I}, s:o, s:s?, s:I, s:s, s:s, s:i, s:s}",
-		"version", VSR_VERSION, "pid", (int)getpid(), "uptime", json_age(c->started, now),
-		"ready", good, "checks", checks_json(checks), "bpf_mode",
-		ingest_bpf_active(c->parts.ingest) ? "kernel" : "user", "listen", "vsock", s.vsock,
-		"port", (json_int_t)set->listen.port, "hybrid_sockets", (json_int_t)s.n_hybrid,
-		"upstream", "kind", c->parts.upstream->ops->name, "ready", c->parts.upstream->ready,
-		"paused", r.paused, "reports", reports_json(), "contents", contents_json(&r),
-		"cache", "slots", (json_int_t)r.cache.slots, "slots_used",
-		(json_int_t)r.cache.slots_used, "bytes", (json_int_t)r.cache.bytes,
-		"capacity_bytes", (json_int_t)set->cache.bytes, "kept_after_ack",
-		(json_int_t)r.cache.kept, "admission", admission_json(c), "spool", s.spool, "vms",
-		(json_int_t)vm_table_count(c->parts.vms), "log_level", log_level_name(log_level()),
-		"pin_directory", set->pin_directory, "layout", VSR_ABI_VERSION, "settings_file",
-		set->file);
+	return json_pack("{s:s, s:i, s:o, s:b, s:o, s:s, s:o, s:o?, s:{s:s, s:b, s:b}, s:o, s:o, "
+			 "s:{s:I, s:I, s:I, s:I, s:I}, s:o, s:s?, s:I, s:s, s:s, s:i, s:s}",
+			 "version", VSR_VERSION, "pid", (int)getpid(), "uptime",
+			 json_age(c->started, now), "ready", good, "checks", checks_json(checks),
+			 "bpf_mode", ingest_bpf_active(c->parts.ingest) ? "kernel" : "user",
+			 "listen", listen_json(&s), "sandbox", sandbox_json(), "upstream", "kind",
+			 c->parts.upstream->ops->name, "ready", c->parts.upstream->ready, "paused",
+			 r.paused, "reports", reports_json(), "contents", contents_json(&r),
+			 "cache", "slots", (json_int_t)r.cache.slots, "slots_used",
+			 (json_int_t)r.cache.slots_used, "bytes", (json_int_t)r.cache.bytes,
+			 "capacity_bytes", (json_int_t)set->cache.bytes, "kept_after_ack",
+			 (json_int_t)r.cache.kept, "admission", admission_json(c), "spool", s.spool,
+			 "vms", (json_int_t)vm_table_count(c->parts.vms), "log_level",
+			 log_level_name(log_level()), "pin_directory", set->pin_directory, "layout",
+			 VSR_ABI_VERSION, "settings_file", set->file);
 }
 
 static int answer_status(const struct admin_request *q _unused_, FILE *f, void *userdata)

@@ -23,13 +23,23 @@
 #include "admin.h"
 #include "admission.h"
 #include "ingest.h"
+#include "netns.h"
 #include "relay.h"
+
+/* A listener inside another network namespace. */
+struct control_listener {
+	const struct settings_listener *settings;
+	struct netns netns;
+};
 
 /* What the daemon is told about when a page is asked for. */
 struct control_state {
-	const struct settings *settings; /* in force */
-	bool vsock;			 /* listens on vsock */
-	bool hybrid;			 /* serves hybrid sockets, of which there may be none now */
+	const struct settings *settings;       /* in force */
+	bool vsock;			       /* listens on vsock, on listen.port */
+	const char *ns_mode;		       /* of our own network namespace (user/netns.h) */
+	const struct control_listener *inside; /* those of settings->listeners that are served */
+	size_t n_inside;
+	bool hybrid; /* serves hybrid sockets, of which there may be none now */
 	unsigned n_hybrid;
 	bool stopping;
 	bool disk_hangs;

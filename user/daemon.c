@@ -18,6 +18,7 @@
 #include "log.h"
 #include "log_journal.h"
 #include "metrics.h"
+#include "netns.h"
 #include "privilege.h"
 #include "probe.h"
 #include "relay.h"
@@ -59,7 +60,11 @@ struct daemon {
 	struct match_table *matches;
 	struct ingest *ingest;
 	struct probes *probes;
-	struct listener *vsock;
+	struct list vsocks;	 /* all listeners on vsock */
+	bool vsock;		 /* that of listen.port is among them */
+	enum netns_mode ns_mode; /* of our own network namespace */
+	struct control_listener inside[SETTINGS_LISTENERS_MAX];
+	size_t n_inside;
 	struct hybrid *hybrid;
 	struct control *control;
 	struct admin *admin;
@@ -103,6 +108,7 @@ static struct relay_settings relay_of(const struct settings *s)
 		.stale_ack = s->rate.stale_ack_threshold_usec,
 		.custody_max_age = s->custody_max_age_usec,
 		.ns = s->ns,
+		.several_ns = s->listeners.n > 0,
 		.acks_by_cid = s->upstream.grpc.ack_names == SETTINGS_ACK_NAMES_CID,
 		.accept_without_disk = s->accept_without_disk,
 		.slots_auto = s->cache.slots == SETTINGS_SLOTS_AUTO,
@@ -171,8 +177,11 @@ static void probe_debtors(struct daemon *d, uint64_t now)
 {
 	struct vm *vm;
 
+	/* From here only VMs of our own network namespace can be asked: of another one ENODEV would
+	 * say nothing, and setns() is not to be had any more. Their debt ends by a connection. */
 	while ((vm = admission_debt_probe(d->admission, now)))
-		probe_start(d->probes, vm->node.id, vm->debt);
+		if (vm->node.id.ns == d->settings->ns)
+			probe_start(d->probes, vm->node.id, vm->debt);
 }
 
 /* Reports that cannot be written stay in custody; that the disk hangs is said once. Returns when
@@ -253,8 +262,8 @@ static void turn(struct daemon *d)
 	struct admission_figures a;
 
 	admission_figures(d->admission, &a);
-	if (a.debtors > 0 && d->vsock)
-		listener_look(d->vsock);
+	if (a.debtors > 0)
+		listener_look(&d->vsocks);
 	ingest_run(d->ingest, now);
 	next = run_relay(d, now);
 	probe_debtors(d, now);
@@ -309,9 +318,9 @@ static bool vm_before(struct vsr_vm_id id, struct vsr_vm_state *ret, void *userd
 static void notify_status(const struct daemon *d)
 {
 	sd_notifyf(0, "STATUS=%s; %s; %u hybrid sockets; upstream %s",
-		   d->vsock	    ? "listening on vsock"
-		   : d->vsock_retry ? "waiting for a kernel with AF_VSOCK"
-				    : "no vsock listener",
+		   !list_empty(&d->vsocks) ? "listening on vsock"
+		   : d->vsock_retry	   ? "waiting for a kernel with AF_VSOCK"
+					   : "no vsock listener",
 		   ingest_bpf_active(d->ingest) ? "BPF" : "user-space mode",
 		   d->hybrid ? hybrid_count(d->hybrid) : 0, d->upstream->ops->name);
 }
@@ -376,7 +385,7 @@ static void refresh_metrics(void *userdata)
 	metric_set(METRIC_MEMORY_DEBT, (double)a.debt);
 	metric_set(METRIC_VMS_DEBT, a.debtors);
 	metric_set(METRIC_MEMORY_IDLE, (double)buf_pool_bytes());
-	metric_set_label(METRIC_LISTENERS, METRIC_VSOCK, d->vsock != NULL);
+	metric_set_label(METRIC_LISTENERS, METRIC_VSOCK, (double)(d->vsock + d->n_inside));
 	metric_set_label(METRIC_LISTENERS, METRIC_HYBRID, d->hybrid ? hybrid_count(d->hybrid) : 0);
 	relay_figures(d->relay, now, &r);
 	refresh_spool(d, &r);
@@ -412,7 +421,10 @@ static void control_state(void *userdata, struct control_state *ret)
 		spool_figures(d->spool, &spool);
 	*ret = (struct control_state){
 		.settings = d->settings,
-		.vsock = d->vsock != NULL,
+		.vsock = d->vsock,
+		.ns_mode = netns_mode_name(d->ns_mode),
+		.inside = d->inside,
+		.n_inside = d->n_inside,
 		.hybrid = d->hybrid != NULL,
 		.n_hybrid = d->hybrid ? hybrid_count(d->hybrid) : 0,
 		.stopping = d->stop_at != 0,
@@ -466,6 +478,13 @@ static int on_stop_look(sd_event_source *source, uint64_t usec _unused_, void *u
 	return sd_event_exit(d->event, 0);
 }
 
+static void stop_listening(struct daemon *d)
+{
+	listener_free_all(&d->vsocks);
+	d->vsock = false;
+	d->n_inside = 0;
+}
+
 static int on_terminate(sd_event_source *source _unused_, const struct signalfd_siginfo *si,
 			void *userdata)
 {
@@ -476,7 +495,7 @@ static int on_terminate(sd_event_source *source _unused_, const struct signalfd_
 	log_info("signal %u: no new connections; reports in progress are finished", si->ssi_signo);
 	sd_notify(0, "STOPPING=1");
 	d->stop_at = usec_add(clock_usec(), d->settings->shutdown_grace_usec);
-	d->vsock = listener_free(d->vsock);
+	stop_listening(d);
 	d->hybrid = hybrid_free(d->hybrid);
 	d->vsock_retry = sd_event_source_disable_unref(d->vsock_retry);
 	ingest_stop(d->ingest);
@@ -597,30 +616,153 @@ static int add_signals(struct daemon *d)
 
 /* ---- start ------------------------------------------------------------------------------------------ */
 
-static int listen_vsock(struct daemon *d, int fd)
+static int serve_vsock(struct daemon *d, int fd, uint32_t ns)
 {
-	int r = listener_new(d->event, d->ingest, fd, true, d->settings->ns, 0, NULL, &d->vsock);
+	int r = listener_vsock_new(d->event, d->ingest, fd, ns, &d->vsocks);
 
 	if (r < 0) {
 		close(fd);
 		return log_error_errno(r, "vsock listener");
 	}
-	log_info("listening on vsock port %u", d->settings->listen.port);
 	return 0;
 }
 
-static int explain_bind(const struct settings *s, int r)
+/* where: " inside /run/netns/x", or "". */
+static int explain_bind(uint32_t port, const char *where, enum netns_mode mode, int r)
 {
+	if (r == -EADDRINUSE && *where && mode == NETNS_GLOBAL)
+		return log_error_errno(
+			r,
+			"vsock port %u%s; this namespace is in ns_mode global, where "
+			"ports are those of all global ones: make it while "
+			"net.vsock.child_ns_mode is local",
+			port, where);
 	if (r == -EADDRINUSE)
 		return log_error_errno(r,
-				       "vsock port %u; another program listens there, stop it or "
-				       "set listen.port",
-				       s->listen.port);
+				       "vsock port %u%s; another program listens there, stop it or "
+				       "set %s",
+				       port, where, *where ? "port of listeners" : "listen.port");
 	if (r == -EACCES)
 		return log_error_errno(r,
-				       "vsock port %u; ports below 1024 need CAP_NET_BIND_SERVICE",
-				       s->listen.port);
-	return log_error_errno(r, "vsock port %u", s->listen.port);
+				       "vsock port %u%s; ports below 1024 need "
+				       "CAP_NET_BIND_SERVICE",
+				       port, where);
+	return log_error_errno(r, "vsock port %u%s", port, where);
+}
+
+static void tell_ns_mode(const struct daemon *d)
+{
+	log_info(
+		d->ns_mode == NETNS_NONE
+			? "this kernel has no vsock network namespaces: a listener sees every VM"
+		: d->ns_mode == NETNS_GLOBAL
+			? "vsock ns_mode of the relay's network namespace is global: VMs whose VMM "
+			  "runs in a global one are seen"
+			: "vsock ns_mode of the relay's network namespace is local: only VMs whose "
+			  "VMM runs in it are seen");
+}
+
+/* The listener of listen.port. -EAFNOSUPPORT is not logged. */
+static int listen_here(struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	int fd, r;
+
+	r = listener_vsock_open(s->listen.port, s->listen.backlog, &fd);
+	if (r == -EAFNOSUPPORT)
+		return r;
+	if (r < 0)
+		return explain_bind(s->listen.port, "", d->ns_mode, r);
+	r = serve_vsock(d, fd, s->ns);
+	if (r < 0)
+		return r;
+	d->vsock = true;
+	log_info("listening on vsock port %u", s->listen.port);
+	return 0;
+}
+
+static int listen_inside(struct daemon *d, const struct settings_listener *l)
+{
+	const struct settings *s = d->settings;
+	uint32_t port = settings_listener_port(s, l);
+	_cleanup_free_ char *where = NULL;
+	struct netns netns = { .mode = NETNS_NONE };
+	const char *why = "";
+	int fd, r;
+
+	if (asprintf(&where, " inside %s", l->netns) < 0) {
+		where = NULL;
+		return log_error_errno(-ENOMEM, "listeners");
+	}
+	r = netns_listen(l->netns, port, s->listen.backlog, &fd, &netns, &why);
+	if (r == -EAFNOSUPPORT)
+		return r;
+	if (r == NETNS_NOT_ENTERED) {
+		log_error(
+			"listeners: network namespace %s: %s; make it before the relay starts, or "
+			"take it out of listeners",
+			l->netns, why);
+		return -ENOENT;
+	}
+	if (r < 0)
+		return explain_bind(port, where, netns.mode, r);
+	r = serve_vsock(d, fd, l->ns);
+	if (r < 0)
+		return r;
+	d->inside[d->n_inside++] = (struct control_listener){ l, netns };
+	log_info("listening on vsock port %u%s, ns_mode %s, for VMs %u:*", port, where,
+		 netns_mode_name(netns.mode), l->ns);
+	if (netns.mode == NETNS_GLOBAL)
+		log_warning("listeners: %s is in ns_mode global: VMs of every global namespace can "
+			    "connect there, and are then %u:CID",
+			    l->netns, l->ns);
+	return 0;
+}
+
+/* Where vsock knows no namespaces every VM reaches listen.port, and would get another id by
+ * connecting elsewhere. */
+static int leave_out_inside(const struct settings *s)
+{
+	const char *advice = s->listen.vsock ? "all VMs reach listen.port"
+					     : "set listen.vsock: true, which all VMs reach";
+
+	if (s->listen.vsock || s->hybrid.n_sockets > 0) {
+		log_warning(
+			"listeners are left out, as this kernel has no vsock network namespaces "
+			"(they came with Linux 7.0): %s",
+			advice);
+		return 0;
+	}
+	log_error("listeners: this kernel has no vsock network namespaces (they came with Linux "
+		  "7.0): %s",
+		  advice);
+	return -EOPNOTSUPP;
+}
+
+/* All listeners on vsock. Returns 0; -EAFNOSUPPORT (not logged): this kernel has no AF_VSOCK, and
+ * nothing is listened on; what else is wrong. */
+static int listen_vsock(struct daemon *d)
+{
+	const struct settings *s = d->settings;
+	int r = s->listen.vsock ? listen_here(d) : 0;
+
+	if (r < 0)
+		return r;
+	d->ns_mode = netns_mode();
+	/* Without a socket of ours the module may not be there yet: a listener inside would be
+	 * the first to load it. */
+	if (!s->listen.vsock && s->listeners.n > 0) {
+		r = listener_vsock_probe();
+		if (r < 0)
+			return r;
+		d->ns_mode = netns_mode();
+	}
+	tell_ns_mode(d);
+	if (s->listeners.n > 0 && d->ns_mode == NETNS_NONE)
+		return leave_out_inside(s);
+	for (size_t i = 0; r == 0 && i < s->listeners.n; i++)
+		r = listen_inside(d, &s->listeners.item[i]);
+	return r;
 }
 
 static int begin_service(struct daemon *d);
@@ -628,20 +770,16 @@ static int begin_service(struct daemon *d);
 static int on_vsock_retry(sd_event_source *source, uint64_t usec _unused_, void *userdata)
 {
 	struct daemon *d = userdata;
-	int fd, r;
+	int r;
 
 	metric_inc(METRIC_LISTEN_RETRIES);
-	r = listener_vsock_open(d->settings->listen.port, d->settings->listen.backlog, &fd);
+	r = listen_vsock(d);
 	if (r == -EAFNOSUPPORT) {
 		d->vsock_retry_after = MIN(2 * d->vsock_retry_after, VSOCK_RETRY_MAX);
 		sd_event_source_set_time_relative(source, d->vsock_retry_after);
 		sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 		return 0;
 	}
-	if (r == 0)
-		r = listen_vsock(d, fd);
-	else
-		explain_bind(d->settings, r);
 	if (r == 0)
 		r = begin_service(d);
 	d->vsock_retry = sd_event_source_disable_unref(source);
@@ -653,20 +791,18 @@ static int on_vsock_retry(sd_event_source *source, uint64_t usec _unused_, void 
 	return 0;
 }
 
-/* Opens the vsock listener. A kernel without AF_VSOCK may get it when a module is loaded: that is
- * waited for, but only as long as we still have the privileges to bind. */
+/* Opens the vsock listeners. A kernel without AF_VSOCK may get it when a module is loaded: that is
+ * waited for, but only as long as we still have the privileges to bind and to enter namespaces. */
 static int start_vsock(struct daemon *d)
 {
 	const struct settings *s = d->settings;
-	int fd, r;
+	int r;
 
-	if (!s->listen.vsock)
+	if (!s->listen.vsock && s->listeners.n == 0)
 		return 0;
-	r = listener_vsock_open(s->listen.port, s->listen.backlog, &fd);
-	if (r == 0)
-		return listen_vsock(d, fd);
+	r = listen_vsock(d);
 	if (r != -EAFNOSUPPORT)
-		return explain_bind(s, r);
+		return r;
 	if (s->hybrid.n_sockets > 0) {
 		log_warning("this kernel has no AF_VSOCK: only hybrid sockets are served; load the "
 			    "vsock module and restart for the rest");
@@ -797,7 +933,8 @@ static int load_bpf(struct daemon *d, uint64_t seed)
 		.pin_dir = s->pin_directory,
 		.pin_uid = d->has_identity ? d->identity.uid : (uid_t)-1,
 		.pin_gid = d->has_identity ? d->identity.gid : (gid_t)-1,
-		.maps_only = s->bpf == SETTINGS_BPF_OFF || !s->listen.vsock,
+		.maps_only =
+			s->bpf == SETTINGS_BPF_OFF || (!s->listen.vsock && s->listeners.n == 0),
 	};
 	int r;
 
@@ -1170,6 +1307,7 @@ int daemon_new(const struct daemon_args *args, struct settings *settings, struct
 	d->args = *args;
 	d->settings = d->started = settings;
 	d->run_lock = d->pin_lock = d->state_lock = -1;
+	list_init(&d->vsocks);
 	if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
 		return log_error_errno(errno, "no random numbers");
 	/* Who needs privileges comes first. */
@@ -1225,7 +1363,7 @@ struct daemon *daemon_free(struct daemon *d)
 	d->admin = admin_free(d->admin);
 	d->control = control_free(d->control);
 	d->hybrid = hybrid_free(d->hybrid);
-	d->vsock = listener_free(d->vsock);
+	stop_listening(d);
 	d->ingest = ingest_free(d->ingest);
 	d->probes = probes_free(d->probes);
 	d->disk_source = sd_event_source_disable_unref(d->disk_source);

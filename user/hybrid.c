@@ -190,8 +190,9 @@ static int socket_add(struct hybrid *h, struct hybrid_watch *watch, int dir_fd,
 		return r;
 	s->dev = st.st_dev;
 	s->ino = st.st_ino;
-	r = listener_new(h->event, h->ingest, fd, false, h->settings->ns, cid,
-			 &h->settings->hybrid.allowed_uids, &s->listener);
+	r = listener_unix_new(h->event, h->ingest, fd,
+			      (struct vsr_vm_id){ .ns = h->settings->ns, .cid = cid },
+			      &h->settings->hybrid.allowed_uids, &s->listener);
 	if (r < 0) {
 		close(fd);
 		return r;

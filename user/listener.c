@@ -11,13 +11,16 @@
 #define ACCEPTS_PER_TURN 64
 /* How long accepting rests when there are no descriptors or memory. */
 #define REST_USEC (100 * USEC_PER_MSEC)
+/* On vsock: that of listen, and those inside other namespaces. */
+#define LISTENERS_MAX (1 + SETTINGS_LISTENERS_MAX)
 
 struct listener {
+	struct list node; /* vsock: in *all */
+	const struct list *all;
 	struct ingest *ingest;
 	sd_event_source *source, *rest;
 	const struct settings_uids *uids;
 	int fd;
-	bool vsock;
 	bool starved; /* said already that accept() fails */
 	struct vsr_vm_id id;
 };
@@ -45,6 +48,13 @@ int listener_vsock_open(uint32_t port, uint32_t backlog, int *ret_fd)
 	return 0;
 }
 
+int listener_vsock_probe(void)
+{
+	_cleanup_close_ int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	return fd < 0 ? -errno : 0;
+}
+
 static bool uid_allowed(int fd, const struct settings_uids *uids)
 {
 	struct ucred cred;
@@ -64,7 +74,7 @@ static void accepted(struct listener *l, int fd, const struct sockaddr_vm *sa)
 {
 	struct vsr_vm_id id = l->id;
 
-	if (l->vsock) {
+	if (l->all) {
 		id.cid = sa->svm_cid;
 		ingest_accepted(l->ingest, fd, true, id, sa->svm_port);
 	} else if (!uid_allowed(fd, l->uids)) {
@@ -72,6 +82,25 @@ static void accepted(struct listener *l, int fd, const struct sockaddr_vm *sa)
 	} else {
 		ingest_accepted(l->ingest, fd, false, id, 0);
 	}
+}
+
+/* A VM's connections all come to one listener, but which of them a debt belongs to is not
+ * remembered: the backlog is empty when all are. `empty` is known to be; may be NULL. */
+static void look_but_for(const struct list *all, const struct listener *empty)
+{
+	struct pollfd p[LISTENERS_MAX];
+	struct ingest *ingest = NULL;
+	nfds_t n = 0;
+
+	list_for_each(node, all) {
+		const struct listener *l = container_of(node, struct listener, node);
+
+		ingest = l->ingest;
+		if (l != empty)
+			p[n++] = (struct pollfd){ .fd = l->fd, .events = POLLIN };
+	}
+	if (ingest && (n == 0 || poll(p, n, 0) == 0))
+		ingest_backlog_empty(ingest);
 }
 
 /* First in each turn; but where the backlog was not emptied, only after everybody else who is
@@ -110,8 +139,8 @@ static int on_listener(sd_event_source *source _unused_, int listen_fd, uint32_t
 	for (unsigned i = 0; i < ACCEPTS_PER_TURN; i++) {
 		struct sockaddr_vm sa = { 0 };
 		socklen_t len = sizeof(sa);
-		int fd = accept4(listen_fd, l->vsock ? (struct sockaddr *)&sa : NULL,
-				 l->vsock ? &len : NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		int fd = accept4(listen_fd, l->all ? (struct sockaddr *)&sa : NULL,
+				 l->all ? &len : NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 		if (fd >= 0) {
 			l->starved = false;
@@ -120,8 +149,8 @@ static int on_listener(sd_event_source *source _unused_, int listen_fd, uint32_t
 		}
 		if (errno == EAGAIN) {
 			set_turn(l, true);
-			if (l->vsock)
-				ingest_backlog_empty(l->ingest);
+			if (l->all)
+				look_but_for(l->all, l);
 			return 0;
 		}
 		if (errno == EINTR || errno == ECONNABORTED || errno == ECONNRESET)
@@ -133,18 +162,22 @@ static int on_listener(sd_event_source *source _unused_, int listen_fd, uint32_t
 	return 0;
 }
 
-void listener_look(const struct listener *l)
+void listener_look(const struct list *all)
 {
-	struct pollfd p = { .fd = l->fd, .events = POLLIN };
+	look_but_for(all, NULL);
+}
 
-	if (l->vsock && poll(&p, 1, 0) == 0)
-		ingest_backlog_empty(l->ingest);
+void listener_free_all(struct list *all)
+{
+	list_for_each_safe(n, all)
+		listener_free(container_of(n, struct listener, node));
 }
 
 struct listener *listener_free(struct listener *l)
 {
 	if (!l)
 		return NULL;
+	list_del(&l->node);
 	sd_event_source_disable_unref(l->rest);
 	sd_event_source_disable_unref(l->source);
 	safe_close(l->fd);
@@ -152,8 +185,8 @@ struct listener *listener_free(struct listener *l)
 	return NULL;
 }
 
-int listener_new(sd_event *event, struct ingest *ingest, int fd, bool vsock, uint32_t ns,
-		 uint32_t cid, const struct settings_uids *uids, struct listener **ret)
+static int listener_new(sd_event *event, struct ingest *ingest, int fd, struct vsr_vm_id id,
+			struct listener **ret)
 {
 	_cleanup_(listener_freep)
 	struct listener *l = NULL;
@@ -162,11 +195,10 @@ int listener_new(sd_event *event, struct ingest *ingest, int fd, bool vsock, uin
 	l = calloc(1, sizeof(*l));
 	if (!l)
 		return -ENOMEM;
+	list_init(&l->node);
 	l->ingest = ingest;
 	l->fd = -1;
-	l->vsock = vsock;
-	l->uids = uids;
-	l->id = (struct vsr_vm_id){ .ns = ns, .cid = cid };
+	l->id = id;
 	r = sd_event_add_io(event, &l->source, fd, EPOLLIN, on_listener, l);
 	if (r >= 0)
 		r = sd_event_source_set_priority(l->source, SD_EVENT_PRIORITY_IMPORTANT);
@@ -179,5 +211,31 @@ int listener_new(sd_event *event, struct ingest *ingest, int fd, bool vsock, uin
 		return r;
 	l->fd = fd;
 	*ret = TAKE_PTR(l);
+	return 0;
+}
+
+int listener_vsock_new(sd_event *event, struct ingest *ingest, int fd, uint32_t ns,
+		       struct list *all)
+{
+	struct listener *l;
+	int r = listener_new(event, ingest, fd, (struct vsr_vm_id){ .ns = ns }, &l);
+
+	if (r < 0)
+		return r;
+	l->all = all;
+	list_add_last(all, &l->node);
+	return 0;
+}
+
+int listener_unix_new(sd_event *event, struct ingest *ingest, int fd, struct vsr_vm_id id,
+		      const struct settings_uids *uids, struct listener **ret)
+{
+	struct listener *l;
+	int r = listener_new(event, ingest, fd, id, &l);
+
+	if (r < 0)
+		return r;
+	l->uids = uids;
+	*ret = l;
 	return 0;
 }

@@ -2,6 +2,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <inttypes.h>
 #include <pwd.h>
 #include <sys/capability.h>
 #include <sys/prctl.h>
@@ -324,6 +325,43 @@ int privilege_drop(const struct privilege_identity *id, bool core_dumps)
 	if (core_dumps && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
 		return -errno;
 	return verify(id, bounding_set, core_dumps);
+}
+
+int privilege_state(struct privilege_state *ret)
+{
+	_cleanup_fclose_ FILE *f = fopen("/proc/self/status", "re");
+	struct privilege_state s = {};
+	unsigned int uid = 0, gid = 0, no_new_privs = 0, seccomp = 0;
+	const struct {
+		const char *format;
+		void *to;
+	} fields[] = {
+		{ "Uid: %*u %u", &uid },
+		{ "Gid: %*u %u", &gid },
+		{ "CapInh: %" SCNx64, &s.inheritable },
+		{ "CapPrm: %" SCNx64, &s.permitted },
+		{ "CapEff: %" SCNx64, &s.effective },
+		{ "CapBnd: %" SCNx64, &s.bounding },
+		{ "CapAmb: %" SCNx64, &s.ambient },
+		{ "NoNewPrivs: %u", &no_new_privs },
+		{ "Seccomp: %u", &seccomp },
+	};
+	size_t n = 0;
+	char line[256];
+
+	if (!f)
+		return -errno;
+	/* In the order of the file. A kernel without seccomp has no line of it, which is the last. */
+	while (n < ARRAY_SIZE(fields) && fgets(line, sizeof(line), f))
+		n += sscanf(line, fields[n].format, fields[n].to) == 1;
+	if (n + 1 < ARRAY_SIZE(fields))
+		return -EBADMSG;
+	s.uid = uid;
+	s.gid = gid;
+	s.no_new_privs = no_new_privs;
+	s.seccomp = (int)seccomp;
+	*ret = s;
+	return 0;
 }
 
 int privilege_check_readable(const char *const *paths, const char **ret_path)

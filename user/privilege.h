@@ -46,6 +46,18 @@ int privilege_add_group(struct privilege_identity *id, const char *group);
  */
 int privilege_drop(const struct privilege_identity *id, bool core_dumps);
 
+/* What the calling process is and may, as /proc/self/status has it: the kernel's own account. */
+struct privilege_state {
+	uid_t uid; /* effective */
+	gid_t gid;
+	uint64_t inheritable, permitted, effective, bounding, ambient; /* capability sets */
+	bool no_new_privs;
+	int seccomp; /* 0: none, 2: a filter */
+};
+
+/* Returns 0, -errno of open(), -EBADMSG (a line is missing). */
+int privilege_state(struct privilege_state *ret);
+
 /*
  * Opens every path of a NULL-terminated list for reading (a directory: for listing) and closes
  * it: what a reload will need must be readable now, right after the drop, and not fail in a

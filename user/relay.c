@@ -781,11 +781,19 @@ static void on_sent(struct upstream_send *up, enum send_result result, uint64_t 
 static struct vm *vm_of_ack(const struct relay *r, const struct tracker_resource *resource,
 			    uint64_t vm_id_hash)
 {
-	if (r->settings.ns != 0)
+	struct vm *vm;
+
+	if (r->settings.ns != 0 && !r->settings.several_ns)
 		return tracker_claimant(r->tracker, r->settings.ns, vm_id_hash);
+	if (r->settings.several_ns) {
+		vm = tracker_claimant_anywhere(r->tracker, vm_id_hash);
+		if (vm && vm->node.id.ns != 0)
+			return vm;
+	}
 	if (!resource->has_cid)
 		return NULL;
-	return vm_table_find(r->vms, (struct vsr_vm_id){ .ns = 0, .cid = resource->cid });
+	vm = vm_table_find(r->vms, (struct vsr_vm_id){ .ns = 0, .cid = resource->cid });
+	return vm && r->settings.several_ns && tracker_shares_cid(r->tracker, vm) ? NULL : vm;
 }
 
 static void nacked(struct relay *r, struct vm *vm, uint64_t generation, uint64_t now)

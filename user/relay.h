@@ -28,6 +28,7 @@ struct relay_settings {
 	uint64_t stale_ack;	   /* last ACK older than this: rate limit reason stale_ack, usec */
 	uint64_t custody_max_age;  /* usec */
 	uint32_t ns;		   /* of the VMs; another than 0: ACKs name VMs by vm_id */
+	bool several_ns;	   /* there are VMs of other namespaces besides, named by vm_id */
 	bool acks_by_cid;	  /* what else ACKs say of the VM is not compared; only with ns 0 */
 	bool accept_without_disk; /* framed reports too are taken while the store takes nothing */
 	bool slots_auto;	  /* as many cache slots as VMs seen, at least cache.slots */

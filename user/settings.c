@@ -173,7 +173,7 @@ static bool valid_server_name(const char *text)
 static const struct settings_row rows[] = {
 	{ UINT("namespace", ns, "0", 0, UINT32_MAX), RESTART,
 	  .help = "Number of the vsock namespace that this relay serves: the first half of every "
-		  "VM id. 0 is the initial namespace." },
+		  "VM id, but for those of listeners. 0 is the initial namespace." },
 	{ TEXT("node_name", node_name, "", valid_node_name,
 	       "at most 253 letters, digits, '.', '-' or '_'"),
 	  .env_ref = "ROX_NODE_NAME", RESTART,
@@ -185,6 +185,13 @@ static const struct settings_row rows[] = {
 	  .help = "The vsock port; also the number behind the path of a hybrid socket." },
 	{ UINT("listen.backlog", listen.backlog, "4096", 1, 65535), RESTART,
 	  .help = "Connections that the kernel holds until they are accepted." },
+	{ KIND(KIND_LISTENERS, "listeners", struct settings_listeners, listeners, ""), RESTART,
+	  .help = "Listeners on vsock inside other network namespaces, for VMs whose VMM runs in one "
+		  "with ns_mode local (Linux 7.0 and later). In the file a list of {netns: PATH, "
+		  "namespace: N} or {netns: PATH, namespace: N, port: PORT}; elsewhere N=PATH or "
+		  "N:PORT=PATH, separated by commas. PATH is the namespace's file, such as "
+		  "/run/netns/NAME or /proc/PID/ns/net, entered once, at the start; N is the first "
+		  "half of these VMs' ids; the port is listen.port unless said." },
 
 	{ KIND(KIND_SOCKETS, "hybrid.sockets", struct settings_hybrid *, hybrid.sockets, ""),
 	  RESTART,
@@ -589,47 +596,99 @@ static struct origin origin_of(const struct yaml_tree *node)
 	return (struct origin){ SOURCE_FILE, node->line, node->column };
 }
 
-/* {path, cid} or {pattern} of hybrid.sockets. */
-static void set_socket(struct loader *ld, size_t i, const struct yaml_tree *item)
+/* The texts of a map by their keys, in the order of keys (NULL-terminated); NULL where one is not
+ * there. Returns false, and has said so, if it holds anything else. */
+static bool map_texts(struct loader *ld, size_t i, const struct yaml_tree *item,
+		      const char *const *keys, const char **texts)
 {
-	const char *path = NULL, *pattern = NULL, *cid_text = NULL;
-	struct origin origin = origin_of(item);
-	uint32_t cid = 0;
-	int r;
-
 	for (size_t k = 0; item->kind == YAML_MAP && k < item->n_children; k += 2) {
 		const char *key = item->children[k]->text;
 		const struct yaml_tree *value = item->children[k + 1];
-		const char **slot = streq(key, "path")	    ? &path
-				    : streq(key, "pattern") ? &pattern
-				    : streq(key, "cid")	    ? &cid_text
-							    : NULL;
+		size_t n = 0;
 
-		if (!slot || *slot || value->kind != YAML_SCALAR) {
+		while (keys[n] && !streq(keys[n], key))
+			n++;
+		if (!keys[n] || texts[n] || value->kind != YAML_SCALAR) {
 			bad_value(ld, i, origin_of(item->children[k]), quote(key).text);
-			return;
+			return false;
 		}
-		*slot = value->text;
+		texts[n] = value->text;
 	}
-	if (pattern ? path || cid_text : !path || !cid_text) {
-		bad_value(ld, i, origin, "neither {path, cid} nor {pattern}");
-		return;
-	}
-	if (cid_text && settings_parse_cid(cid_text, &cid) < 0) {
-		bad_value(ld, i, origin, quote(cid_text).text);
-		return;
-	}
-	r = settings_sockets_add(&rows[i], ld->s, pattern ? pattern : path, cid);
+	return true;
+}
+
+static void item_added(struct loader *ld, size_t i, const struct yaml_tree *item, int r,
+		       const char *text)
+{
 	if (r == -ENOMEM)
 		ld->no_memory = true;
 	else if (r < 0)
-		bad_value(ld, i, origin, quote(pattern ? pattern : path).text);
+		bad_value(ld, i, origin_of(item), quote(text).text);
 }
 
-static void set_sockets(struct loader *ld, size_t i, const struct yaml_tree *list)
+/* {path, cid} or {pattern} of hybrid.sockets. */
+static void set_socket(struct loader *ld, size_t i, const struct yaml_tree *item)
 {
-	for (size_t k = 0; k < list->n_children && !gives_up(ld); k++)
-		set_socket(ld, i, list->children[k]);
+	static const char *const keys[] = { "path", "pattern", "cid", NULL };
+	const char *texts[ARRAY_SIZE(keys)] = {};
+	const char *path, *pattern, *cid_text;
+	uint32_t cid = 0;
+
+	if (!map_texts(ld, i, item, keys, texts))
+		return;
+	path = texts[0];
+	pattern = texts[1];
+	cid_text = texts[2];
+	if (pattern ? path || cid_text : !path || !cid_text) {
+		bad_value(ld, i, origin_of(item), "neither {path, cid} nor {pattern}");
+		return;
+	}
+	if (cid_text && settings_parse_cid(cid_text, &cid) < 0) {
+		bad_value(ld, i, origin_of(item), quote(cid_text).text);
+		return;
+	}
+	item_added(ld, i, item,
+		   settings_sockets_add(&rows[i], ld->s, pattern ? pattern : path, cid),
+		   pattern ? pattern : path);
+}
+
+/* {netns, namespace[, port]} of listeners. */
+static void set_listener(struct loader *ld, size_t i, const struct yaml_tree *item)
+{
+	static const char *const keys[] = { "netns", "namespace", "port", NULL };
+	static const char digits[] = "0123456789";
+	const char *texts[ARRAY_SIZE(keys)] = {};
+	_cleanup_free_ char *text = NULL;
+
+	if (!map_texts(ld, i, item, keys, texts))
+		return;
+	if (!texts[0] || !texts[1]) {
+		bad_value(ld, i, origin_of(item), "not {netns, namespace}, or with a port");
+		return;
+	}
+	for (size_t k = 1; k <= 2; k++) {
+		if (texts[k] && texts[k][strspn(texts[k], digits)]) {
+			bad_value(ld, i, origin_of(item), quote(texts[k]).text);
+			return;
+		}
+	}
+	if (asprintf(&text, "%s%s%s=%s", texts[1], texts[2] ? ":" : "", texts[2] ?: "", texts[0]) <
+	    0) {
+		text = NULL;
+		ld->no_memory = true;
+		return;
+	}
+	item_added(ld, i, item, settings_listeners_add(&rows[i], ld->s, text), text);
+}
+
+static void set_items(struct loader *ld, size_t i, const struct yaml_tree *list)
+{
+	for (size_t k = 0; k < list->n_children && !gives_up(ld); k++) {
+		if (rows[i].kind == KIND_SOCKETS)
+			set_socket(ld, i, list->children[k]);
+		else
+			set_listener(ld, i, list->children[k]);
+	}
 	ld->origin[i] = origin_of(list);
 }
 
@@ -654,8 +713,9 @@ static void set_list(struct loader *ld, size_t i, const struct yaml_tree *list)
 
 static void set_node(struct loader *ld, size_t i, const struct yaml_tree *value)
 {
-	if (value->kind == YAML_LIST && rows[i].kind == KIND_SOCKETS)
-		set_sockets(ld, i, value);
+	if (value->kind == YAML_LIST &&
+	    (rows[i].kind == KIND_SOCKETS || rows[i].kind == KIND_LISTENERS))
+		set_items(ld, i, value);
 	else if (value->kind == YAML_LIST &&
 		 (rows[i].kind == KIND_UIDS || rows[i].kind == KIND_WORDS))
 		set_list(ld, i, value);
@@ -1024,14 +1084,45 @@ static void check_times(struct loader *ld)
 			 "retry.cap: shorter than retry.base; expected at least as long");
 }
 
+/* Listeners inside other network namespaces: one number stands for one namespace, or two VMs would
+ * be one. */
+static void check_inside(struct loader *ld)
+{
+	const struct settings *s = ld->s;
+
+	for (size_t i = 0; i < s->listeners.n && !gives_up(ld); i++) {
+		const struct settings_listener *a = &s->listeners.item[i];
+
+		if (a->ns == s->ns)
+			conflict(ld, "listeners", "namespace",
+				 "listeners: number %" PRIu32 " of %s is that of namespace, which "
+				 "the relay's other VMs have; expected another one",
+				 a->ns, quote(a->netns).text);
+		for (size_t j = 0; j < i && !gives_up(ld); j++) {
+			const struct settings_listener *b = &s->listeners.item[j];
+
+			if (a->ns == b->ns)
+				conflict(ld, "listeners", "listeners",
+					 "listeners: number %" PRIu32 " stands there twice; "
+					 "expected once: it tells VMs of the same CID apart",
+					 a->ns);
+			else if (streq(a->netns, b->netns))
+				conflict(ld, "listeners", "listeners",
+					 "listeners: %s stands there twice; expected once",
+					 quote(a->netns).text);
+		}
+	}
+}
+
 static void check_listeners(struct loader *ld)
 {
 	const struct settings *s = ld->s;
 
-	if (!s->listen.vsock && s->hybrid.n_sockets == 0)
+	if (!s->listen.vsock && s->listeners.n == 0 && s->hybrid.n_sockets == 0)
 		conflict(ld, "listen.vsock", "hybrid.sockets",
-			 "listen.vsock: false, and hybrid.sockets is empty: nothing to listen on; "
-			 "expected one of them");
+			 "listen.vsock: false, and hybrid.sockets is empty, and so is listeners: "
+			 "nothing to listen on; expected one of them");
+	check_inside(ld);
 	for (size_t i = 0; i < s->hybrid.n_sockets && !gives_up(ld); i++) {
 		const struct settings_hybrid *a = &s->hybrid.sockets[i];
 
@@ -1067,13 +1158,20 @@ static void check_upstream(struct loader *ld)
 			 "report.max_kib: too long for upstream.kind: grpc; expected at most %llu, "
 			 "the longest message",
 			 GRPC_MESSAGE_MAX / KIB);
-	if (s->ns != 0 && s->upstream.grpc.acks == SETTINGS_ACKS_COMMUNICATE &&
-	    s->upstream.grpc.ack_names == SETTINGS_ACK_NAMES_CID)
-		conflict(ld, "upstream.grpc.ack_names", "namespace",
-			 "upstream.grpc.ack_names: cid, but namespace is %" PRIu32
-			 ", where VMs of other namespaces have the same CIDs; expected vm_id (or "
-			 "upstream.grpc.acks: response)",
-			 s->ns);
+	if (s->upstream.grpc.acks == SETTINGS_ACKS_COMMUNICATE &&
+	    s->upstream.grpc.ack_names == SETTINGS_ACK_NAMES_CID) {
+		if (s->ns != 0)
+			conflict(ld, "upstream.grpc.ack_names", "namespace",
+				 "upstream.grpc.ack_names: cid, but namespace is %" PRIu32
+				 ", where VMs of other namespaces have the same CIDs; expected "
+				 "vm_id (or upstream.grpc.acks: response)",
+				 s->ns);
+		else if (s->listeners.n > 0)
+			conflict(ld, "upstream.grpc.ack_names", "listeners",
+				 "upstream.grpc.ack_names: cid, but VMs of several namespaces "
+				 "(listeners) may have the same CID; expected vm_id (or "
+				 "upstream.grpc.acks: response)");
+	}
 	if (!s->upstream.grpc.plaintext && !*s->upstream.grpc.certificate != !*s->upstream.grpc.key)
 		conflict(ld, "upstream.grpc.key", "upstream.grpc.certificate",
 			 "upstream.grpc.key: set without upstream.grpc.certificate, or the other "

@@ -89,6 +89,19 @@ struct settings_hybrid {
 	uint32_t cid; /* 0 for a pattern */
 };
 
+/* A listener inside another network namespace, whose VMs are those of namespace number ns. */
+#define SETTINGS_LISTENERS_MAX 16
+struct settings_listener {
+	char *netns; /* a file of that namespace, such as /run/netns/NAME */
+	uint32_t ns;
+	uint32_t port; /* 0: listen.port */
+};
+
+struct settings_listeners {
+	size_t n;
+	struct settings_listener *item;
+};
+
 #define SETTINGS_UIDS_MAX 64
 struct settings_uids {
 	bool any;
@@ -123,6 +136,7 @@ struct settings {
 		uint32_t port;
 		uint32_t backlog;
 	} listen;
+	struct settings_listeners listeners;
 
 	struct {
 		struct settings_hybrid *sockets;
@@ -284,6 +298,13 @@ struct settings_key_info {
 	char expects[256]; /* "a duration such as 4h, 1m30s or 250ms, from 10ms to 1h" */
 };
 bool settings_key(size_t i, struct settings_key_info *ret);
+
+/* The vsock port of a listener. */
+static inline uint32_t settings_listener_port(const struct settings *s,
+					      const struct settings_listener *l)
+{
+	return l->port ?: s->listen.port;
+}
 
 /* The value of key number i in force, as it would be written on the command line; NULL if there is
  * no memory or no such key. The caller frees it. */

@@ -488,6 +488,90 @@ static int parse_sockets(const char *text, struct sockets *ret)
 	return 0;
 }
 
+/* KIND_LISTENERS */
+static int listeners_add(struct settings_listeners *list, const char *text)
+{
+	_cleanup_free_ char *copy = strdup(text);
+	uint64_t ns, port = 0;
+	struct settings_listener *p;
+	char *path = copy, *number, *port_text;
+
+	if (!copy)
+		return -ENOMEM;
+	port_text = strsep(&path, "=");
+	number = strsep(&port_text, ":");
+	/* A comma separates listeners where they are written in one line. */
+	if (!path || !settings_valid_path(path) || strchr(path, ','))
+		return -EINVAL;
+	/* 0 is the initial namespace; the last port means any. */
+	if (parse_digits(number, 10, &ns) < 0 || ns < 1 || ns > UINT32_MAX)
+		return -EINVAL;
+	if (port_text && (parse_digits(port_text, 10, &port) < 0 || port < 1 || port >= UINT32_MAX))
+		return -EINVAL;
+	if (list->n == SETTINGS_LISTENERS_MAX)
+		return -E2BIG;
+	p = reallocarray(list->item, list->n + 1, sizeof(*p));
+	if (!p)
+		return -ENOMEM;
+	list->item = p;
+	path = strdup(path);
+	if (!path)
+		return -ENOMEM;
+	p[list->n++] = (struct settings_listener){
+		.netns = path,
+		.ns = (uint32_t)ns,
+		.port = (uint32_t)port,
+	};
+	return 0;
+}
+
+int settings_listeners_add(const struct settings_row *row, struct settings *s, const char *text)
+{
+	return listeners_add(field_of(row, s), text);
+}
+
+static void listeners_done(struct settings_listeners *list)
+{
+	for (size_t i = 0; i < list->n; i++)
+		free(list->item[i].netns);
+	free(list->item);
+	*list = (struct settings_listeners){};
+}
+
+/* "7=/path,8:819=/path"; "" is an empty list. */
+static int parse_listeners(const char *text, struct settings_listeners *ret)
+{
+	_cleanup_(listeners_done)
+	struct settings_listeners list = {};
+	_cleanup_free_ char *copy = strdup(text);
+	char *rest = copy, *item;
+
+	if (!copy)
+		return -ENOMEM;
+	while ((item = next_item(&rest))) {
+		int r = listeners_add(&list, item);
+
+		if (r < 0)
+			return r == -E2BIG ? -EINVAL : r;
+	}
+	listeners_done(ret);
+	*ret = list;
+	list = (struct settings_listeners){};
+	return 0;
+}
+
+static void format_listeners(const struct settings_listeners *list, FILE *out)
+{
+	for (size_t i = 0; i < list->n; i++) {
+		const struct settings_listener *l = &list->item[i];
+
+		fprintf(out, "%s%" PRIu32, i ? "," : "", l->ns);
+		if (l->port)
+			fprintf(out, ":%" PRIu32, l->port);
+		fprintf(out, "=%s", l->netns);
+	}
+}
+
 static void format_sockets(const struct sockets *list, FILE *out)
 {
 	for (size_t i = 0; i < list->n; i++) {
@@ -532,6 +616,8 @@ int settings_kind_parse(const struct settings_row *row, const char *text, struct
 		return parse_words(text, field);
 	case KIND_SOCKETS:
 		return parse_sockets(text, field);
+	case KIND_LISTENERS:
+		return parse_listeners(text, field);
 	}
 	return -EINVAL;
 }
@@ -584,6 +670,9 @@ static void format_field(const struct settings_row *row, const void *field, FILE
 		break;
 	case KIND_SOCKETS:
 		format_sockets(field, out);
+		break;
+	case KIND_LISTENERS:
+		format_listeners(field, out);
 		break;
 	}
 }
@@ -681,6 +770,12 @@ static void expects_field(const struct settings_row *row, FILE *out)
 			"holds {cid} once; paths of at most 96 bytes (patterns 91), without comma",
 			SETTINGS_SOCKETS_MAX);
 		break;
+	case KIND_LISTENERS:
+		fprintf(out,
+			"at most %d listeners, each the absolute path of a network namespace, "
+			"without comma, with the namespace's number (1 or more) and perhaps a port",
+			SETTINGS_LISTENERS_MAX);
+		break;
 	}
 }
 
@@ -700,6 +795,8 @@ void settings_kind_done(const struct settings_row *row, struct settings *s)
 
 	if (row->kind == KIND_SOCKETS)
 		sockets_done(field);
+	if (row->kind == KIND_LISTENERS)
+		listeners_done(field);
 	if (row->kind == KIND_WORDS)
 		words_done(field);
 	if (row->kind == KIND_TEXT) {

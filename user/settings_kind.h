@@ -10,19 +10,20 @@
 #include "yaml_tree.h"
 
 enum settings_kind {
-	KIND_BOOL,     /* bool */
-	KIND_UINT,     /* uint32_t */
-	KIND_MODE,     /* uint32_t, octal */
-	KIND_NUMBER,   /* double, not negative */
-	KIND_DURATION, /* uint64_t usec */
-	KIND_SIZE,     /* uint64_t bytes */
-	KIND_KIB,      /* uint64_t bytes, written as a plain number of KiB */
-	KIND_CHOICE,   /* an enum or int */
-	KIND_TEXT,     /* char * */
-	KIND_ADDRESS,  /* struct settings_address */
-	KIND_UIDS,     /* struct settings_uids */
-	KIND_WORDS,    /* struct settings_words */
-	KIND_SOCKETS,  /* struct settings_hybrid * and size_t, in that order */
+	KIND_BOOL,	/* bool */
+	KIND_UINT,	/* uint32_t */
+	KIND_MODE,	/* uint32_t, octal */
+	KIND_NUMBER,	/* double, not negative */
+	KIND_DURATION,	/* uint64_t usec */
+	KIND_SIZE,	/* uint64_t bytes */
+	KIND_KIB,	/* uint64_t bytes, written as a plain number of KiB */
+	KIND_CHOICE,	/* an enum or int */
+	KIND_TEXT,	/* char * */
+	KIND_ADDRESS,	/* struct settings_address */
+	KIND_UIDS,	/* struct settings_uids */
+	KIND_WORDS,	/* struct settings_words */
+	KIND_SOCKETS,	/* struct settings_hybrid * and size_t, in that order */
+	KIND_LISTENERS, /* struct settings_listeners */
 };
 
 struct settings_choice {
@@ -70,6 +71,10 @@ void settings_kind_done(const struct settings_row *row, struct settings *s);
  * not what settings_kind_expects() says), -E2BIG (too many), -ENOMEM. */
 int settings_sockets_add(const struct settings_row *row, struct settings *s, const char *path,
 			 uint32_t cid);
+
+/* Adds one listener to a KIND_LISTENERS field: NAMESPACE=PATH or NAMESPACE:PORT=PATH. Returns 0,
+ * -EINVAL (not of that form), -E2BIG (too many), -ENOMEM. */
+int settings_listeners_add(const struct settings_row *row, struct settings *s, const char *text);
 
 /* A decimal CID of a VM: 1 to 2^32 - 2. Returns 0, -EINVAL. */
 int settings_parse_cid(const char *text, uint32_t *ret);

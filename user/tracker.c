@@ -437,7 +437,8 @@ enum tracker_match tracker_nack(struct tracker *t, struct vm *vm, uint64_t vm_id
 	return TRACKER_SETTLED;
 }
 
-struct vm *tracker_claimant(const struct tracker *t, uint32_t ns, uint64_t vm_id_hash)
+/* ns: NULL is any. */
+static struct vm *claimant(const struct tracker *t, const uint32_t *ns, uint64_t vm_id_hash)
 {
 	struct vm *found = NULL;
 
@@ -446,7 +447,7 @@ struct vm *tracker_claimant(const struct tracker *t, uint32_t ns, uint64_t vm_id
 	list_for_each(l, &t->all) {
 		const struct tracker_vm *tv = container_of(l, struct tracker_vm, all);
 
-		if (tv->vm->node.id.ns != ns)
+		if (ns && tv->vm->node.id.ns != *ns)
 			continue;
 		for (size_t i = 0; i < tv->n_sends; i++) {
 			if (tv->sends[i].vm_id != vm_id_hash)
@@ -458,6 +459,27 @@ struct vm *tracker_claimant(const struct tracker *t, uint32_t ns, uint64_t vm_id
 		}
 	}
 	return found;
+}
+
+struct vm *tracker_claimant(const struct tracker *t, uint32_t ns, uint64_t vm_id_hash)
+{
+	return claimant(t, &ns, vm_id_hash);
+}
+
+struct vm *tracker_claimant_anywhere(const struct tracker *t, uint64_t vm_id_hash)
+{
+	return claimant(t, NULL, vm_id_hash);
+}
+
+bool tracker_shares_cid(const struct tracker *t, const struct vm *vm)
+{
+	list_for_each(l, &t->all) {
+		const struct tracker_vm *tv = container_of(l, struct tracker_vm, all);
+
+		if (tv->vm != vm && tv->n_sends > 0 && tv->vm->node.id.cid == vm->node.id.cid)
+			return true;
+	}
+	return false;
 }
 
 /* ---- pause ------------------------------------------------------------------------------------ */

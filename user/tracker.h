@@ -122,6 +122,13 @@ bool tracker_reason_permanent(const struct tracker *t, const char *reason);
  * than one, or the hash is 0. */
 struct vm *tracker_claimant(const struct tracker *t, uint32_t ns, uint64_t vm_id_hash);
 
+/* The same among the VMs of all namespaces. */
+struct vm *tracker_claimant_anywhere(const struct tracker *t, uint64_t vm_id_hash);
+
+/* Whether another VM, in another namespace, has this one's CID and an unsettled send: an ACK by CID
+ * could be either's. */
+bool tracker_shares_cid(const struct tracker *t, const struct vm *vm);
+
 /* While the upstream is paused (SPEC 8) nothing is due and due times stand still: tracker_next()
  * says no VM. Both may be called twice. */
 void tracker_pause(struct tracker *t, uint64_t now);

@@ -23,7 +23,7 @@ import urllib.request
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 import report as rp
-from relay import BUILD, Relay, wait_for
+from relay import BUILD, SERVICE, Relay, wait_for
 from tap import Skip, Tap
 
 CTL = os.path.join(BUILD, "vsock-relayctl")
@@ -499,11 +499,50 @@ def doctor_finds_nothing():
         names = {check["name"] for check in value["checks"]}
         assert names >= {"settings", "daemon", "ready: listening", "ready: upstream", "kernel",
                          "AF_VSOCK", "namespaces", "port", "capabilities", "BTF",
-                         "BPF file system", "pinned maps", "BPF program", "upstream"}  # fmt: skip
+                         "BPF file system", "pinned maps", "BPF program", "upstream",
+                         "privileges", "sandbox"}  # fmt: skip
         text = ctl(r, "doctor")
         assert text.endswith("\n0 problems\n"), text
         for check in value["checks"]:
             assert re.search(rf"^{check['result']} +{re.escape(check['name'])} ", text, re.M), text
+
+
+def doctor_and_the_sandbox():
+    """doctor and status say what the running daemon may still do, as /proc has it, and what is missing
+    of it."""
+    with relay() as r:
+        with open(f"/proc/{r.process.pid}/status", encoding="ascii") as f:
+            proc = dict(line.rstrip().split(":\t", 1) for line in f)
+        said = ctl_json(r, "status")["daemon"]["sandbox"]
+        assert said["uid"] == int(proc["Uid"].split()[1]) and said["gid"] == int(proc["Gid"].split()[1])
+        for key, name in (("effective", "Eff"), ("permitted", "Prm"), ("inheritable", "Inh"),
+                          ("bounding", "Bnd"), ("ambient", "Amb")):  # fmt: skip
+            assert said["capabilities"][key] == proc[f"Cap{name}"], (key, said, proc)
+        assert said["no_new_privs"] and proc["NoNewPrivs"] == "1"
+        assert said["seccomp"] == int(proc["Seccomp"])
+        checks = {c["name"]: c for c in ctl_json(r, "doctor")["checks"]}
+        text = ctl(r, "doctor")
+        if os.geteuid() == 0:
+            assert f"user {SERVICE}; effective, permitted" in checks["privileges"]["says"], checks
+            assert re.search(rf"^ok +privileges +user {SERVICE}; ", text, re.M), text
+        if said["landlock"]:
+            assert checks["sandbox"]["says"] == f"seccomp filter; Landlock ABI {said['landlock']}"
+    with relay(settings={"sandbox": "off"}) as r:
+        checks = {c["name"]: c for c in ctl_json(r, "doctor")["checks"]}
+        assert checks["sandbox"]["result"] == "note", checks["sandbox"]
+        assert checks["sandbox"]["says"].startswith("sandbox: off")
+        r.kill()  # or its sandbox would be looked for
+    with relay(start=False) as r:
+        checks = {c["name"]: c for c in ctl_json(r, "doctor")["checks"]}
+        assert checks["privileges"]["result"] == checks["sandbox"]["result"] == "skipped"
+    if os.geteuid() == 0:
+        with relay(settings={"user": "", "group": ""}, start=False) as r:
+            for path in (r.dir, r.stored_dir):  # root without capabilities opens what is its own
+                os.chown(path, 0, 0)
+            r.start()
+            checks = {c["name"]: c for c in ctl_json(r, "doctor", status=FAILED)["checks"]}
+            assert checks["privileges"]["result"] == "problem", checks["privileges"]
+            assert "is root" in checks["privileges"]["says"]
 
 
 def doctor_finds_problems():
@@ -1068,9 +1107,10 @@ def main():
     tap = Tap(sys.argv[1] if len(sys.argv) > 1 else None)
     for test in (help_of_everything, version, words_may_be_shortened, usage_errors,
                  status_of_a_live_daemon, vms, contents_in_custody, reload_says_what_came_of_it,
-                 reload_of_a_process, loglevel, top_without_a_terminal, top_on_a_terminal, doctor_finds_nothing,
-                 doctor_finds_problems, doctor_and_a_taken_port, maps, bundle,
-                 everything_in_every_state, dead_daemon, no_daemon, hanging_daemon, older_layout, pages_and_who_may_see_them, readiness,
+                 reload_of_a_process, loglevel, top_without_a_terminal, top_on_a_terminal,
+                 doctor_finds_nothing, doctor_and_the_sandbox, doctor_finds_problems,
+                 doctor_and_a_taken_port, maps, bundle, everything_in_every_state, dead_daemon, no_daemon,
+                 hanging_daemon, older_layout, pages_and_who_may_see_them, readiness,
                  readiness_of_the_spool, metrics_over_https, log_as_json, log_with_fields_of_the_journal,
                  names_from_qemu, completion, man_pages):  # fmt: skip
         tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)

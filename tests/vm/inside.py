@@ -13,6 +13,7 @@ sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "
 import budget
 import hostile
 import matching
+import netns
 import scenarios
 import vsockrules
 from fakeguest import FakeGuest
@@ -119,6 +120,8 @@ def main():
         hostile.run_all(tap, bpf, options.rounds)
     if "hostile-user" in worlds and bpf:
         hostile.run_user(tap)
+    if "netns" in worlds:
+        netns.run_all(tap, bpf)
     if "budget" in worlds and bpf:
         budget.run_all(tap, options.seconds)
     tap.end()

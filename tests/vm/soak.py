@@ -34,6 +34,8 @@ ROUND_S = 60
 MIB = 1024 * 1024
 SIZES = ((60, 5_000), (27, 100_000), (12, 1_000_000), (1, 8_000_000))
 DISK_MIB = 900
+# From here on all that may happen does; the machine may be slow.
+COMPLETE_S = 600
 PINS = "/sys/fs/bpf/vsock_relay"
 CGROUP = "/sys/fs/cgroup/soak"
 LOOPBACK = "vsock_loopback"
@@ -54,6 +56,10 @@ def meminfo(field):
 def write(path, text):
     with open(path, "w", encoding="ascii") as f:
         f.write(text)
+
+
+def bpftool(*command):
+    return json.loads(subprocess.check_output(["bpftool", "-j", *command], timeout=60))
 
 
 class Node:
@@ -77,6 +83,7 @@ class Node:
         self.relay.stored_dir = self.out
         write(os.path.dirname(CGROUP) + "/cgroup.subtree_control", "+memory")
         os.makedirs(CGROUP, exist_ok=True)
+        self.coming = []
         self.vms = []
         for n in range(options.vms):
             cid = FIRST_CID + n
@@ -147,7 +154,7 @@ class Node:
         path = f"{PINS}/{name}"
         if not os.path.exists(path):
             return  # unpinned before
-        dump = json.loads(subprocess.check_output(["bpftool", "-j", "map", "dump", "pinned", path]))
+        dump = bpftool("map", "dump", "pinned", path)
         for entry in rng.sample(dump, min(len(dump), 5)):
             subprocess.run(["bpftool", "map", "delete", "pinned", path, "key", "hex",
                             *(b.removeprefix("0x") for b in entry["key"])],
@@ -181,9 +188,12 @@ class Node:
                   transport_goes)  # fmt: skip
 
     def disturb(self, rng, until, counts):
+        """Everything once, in any order, before anything twice."""
         while time.monotonic() < until:
             time.sleep(rng.uniform(0.5, 3))
-            happening = rng.choice(self.HAPPENINGS)
+            if not self.coming:
+                self.coming = rng.sample(self.HAPPENINGS, len(self.HAPPENINGS))
+            happening = self.coming.pop()
             counts[happening.__name__] = counts.get(happening.__name__, 0) + 1
             happening(self, rng)
 
@@ -203,8 +213,15 @@ class Node:
                 f"{vm.last and len(vm.last)}, {len(vm.unsure)} unsure")
         names = os.listdir(self.out)
         assert all(n.endswith(".pb") for n in names), names
-        # Descriptors of the daemon alone: no connection is left.
+        # Descriptors of the daemon alone: no connection is left. Nor is any map or program of a
+        # daemon that is gone, and no connection in those of this one.
+        maps = bpftool("map", "show")
+        conns = [m["id"] for m in maps if m.get("name") == "vsr_conns"]
+        assert len(conns) == 1, conns
         return {
+            "maps": sum(m.get("name", "").startswith("vsr_") for m in maps),
+            "programs": len(bpftool("prog", "show")),
+            "conns": len(bpftool("map", "dump", "id", str(conns[0]))),
             "rss": self.relay.rss(),
             "slab": meminfo("SUnreclaim"),
             "fds": len(os.listdir(f"/proc/{self.relay.process.pid}/fd")),
@@ -234,6 +251,9 @@ def soak(options):
                 run_round(node.vms, rng, min(left, ROUND_S), WORKERS,
                           lambda r, until: node.disturb(r, until, counts))  # fmt: skip
                 node.at_rest()
+            # Whoever was unlucky until now: a node that has seen all this still serves each VM.
+            for vm in node.vms:
+                vm.send_one()
             last = node.rest()
             m = relay.check()
             print(f"# {sum(vm.answered for vm in node.vms)} accepted of "
@@ -243,7 +263,11 @@ def soak(options):
             assert last["slab"] <= first["slab"] + SLAB_GROWTH_MAX, "the kernel has grown"
             assert last["fds"] <= first["fds"], "descriptors are left"
             assert not last["spool"], "files are left in the spool"
-            assert all(vm.answered for vm in node.vms), "a VM never had a report accepted"
+            assert last["conns"] == 0, "entries of connections are left"
+            assert (last["maps"], last["programs"]) == (first["maps"], first["programs"]), (
+                "maps or programs of an earlier start are left")
+            missing = {h.__name__ for h in node.HAPPENINGS} - set(counts)
+            assert options.seconds < COMPLETE_S or not missing, f"never happened: {missing}"
     finally:
         node.stop()
 

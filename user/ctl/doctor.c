@@ -24,6 +24,7 @@
 #include "ingest_bpf.h"
 #include "log.h"
 #include "maps.h"
+#include "netns.h"
 #include "settings.h"
 #include "tls.h"
 
@@ -330,25 +331,150 @@ static void examine_port(struct examination *x)
 
 static void examine_namespaces(struct examination *x)
 {
-	char mode[32] = "", child[32] = "?";
+	const char *mode = netns_mode_name(netns_mode());
+	char child[32] = "?";
 
-	if (!read_word("/proc/sys/net/vsock/ns_mode", mode, sizeof(mode))) {
+	if (netns_mode() == NETNS_NONE) {
 		OK("namespaces", "this kernel has no vsock network namespaces (they came with "
 				 "Linux 7.0): a listener sees every VM");
 		return;
 	}
 	(void)read_word("/proc/sys/net/vsock/child_ns_mode", child, sizeof(child));
-	if (streq(mode, "global"))
+	if (netns_mode() == NETNS_GLOBAL)
 		OK("namespaces",
 		   "ns_mode is global: a listener here sees every VM whose VMM runs in a global "
 		   "network namespace; new ones will be %s",
 		   child);
 	else
 		NOTE("namespaces",
-		     "run one vsock-relayd in the network namespace of the VMMs that it serves, "
-		     "each with a number of its own in `namespace`; KubeVirt's guests are all CID 3",
+		     "for VMs of other namespaces see the setting listeners; KubeVirt's guests are "
+		     "all CID 3",
 		     "ns_mode is %s: a listener here sees only VMs of this network namespace",
 		     mode);
+}
+
+/* The running daemon's listener with that number, or NULL. */
+static const json_t *listener_of(const struct examination *x, uint32_t ns)
+{
+	const json_t *item;
+	size_t i;
+
+	json_array_foreach(ctl_find(x->status, "listen.listeners"), i, item)
+	{
+		if (ctl_int(item, "namespace") == (long long)ns)
+			return item;
+	}
+	return NULL;
+}
+
+static void examine_listener(struct examination *x, const struct settings_listener *l)
+{
+	const json_t *now = x->status ? listener_of(x, l->ns) : NULL;
+	struct stat st;
+	char name[32];
+
+	snprintf(name, sizeof(name), "listener %u", l->ns);
+	if (netns_mode() == NETNS_NONE)
+		NOTE(name, "take it out of listeners, or boot Linux 7.0 or later",
+		     "left out: this kernel has no vsock network namespaces");
+	else if (stat(l->netns, &st) < 0)
+		PROBLEM(name, "make it before the daemon starts, or take it out of listeners",
+			"network namespace %s: %s", l->netns, strerror(errno));
+	else if (now && ctl_int(now, "inode") != (long long)st.st_ino)
+		PROBLEM(name, "restart the daemon: systemctl restart vsock-relayd",
+			"%s is another network namespace than the one that the daemon listens in",
+			l->netns);
+	else if (now && streq(ctl_text(now, "ns_mode"), "global"))
+		NOTE(name, "make the namespace while net.vsock.child_ns_mode is local",
+		     "vsock port %lld inside %s, whose ns_mode is global: VMs of every global "
+		     "namespace can connect there",
+		     ctl_int(now, "port"), l->netns);
+	else if (now)
+		OK(name, "the daemon listens on vsock port %lld inside %s, ns_mode local",
+		   ctl_int(now, "port"), l->netns);
+	else if (x->status)
+		PROBLEM(name, "restart the daemon: systemctl restart vsock-relayd",
+			"the daemon runs, but does not listen inside %s", l->netns);
+	else
+		OK(name, "%s is there", l->netns);
+}
+
+static void examine_listeners(struct examination *x)
+{
+	const struct settings_listeners *list = &x->ctl->settings->listeners;
+
+	for (size_t i = 0; i < list->n; i++)
+		examine_listener(x, &list->item[i]);
+}
+
+/* ---- what the running daemon may still do ---- */
+
+#define NO_CAPABILITIES "0000000000000000"
+
+static bool has_set(const json_t *status, const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "sandbox.capabilities.%s", name);
+	return !streq(ctl_text(status, path), NO_CAPABILITIES);
+}
+
+static void examine_privileges(struct examination *x)
+{
+	static const char *const sets[] = { "effective", "permitted", "inheritable", "ambient" };
+	long long uid = ctl_int(x->status, "sandbox.uid");
+	char held[128] = "";
+	size_t n = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(sets); i++)
+		if (has_set(x->status, sets[i]))
+			n += (size_t)snprintf(held + n, sizeof(held) - n, "%s%s", n ? ", " : "",
+					      sets[i]);
+	if (n > 0 || !ctl_true(x->status, "sandbox.no_new_privs"))
+		PROBLEM("privileges", "report this: the daemon drops them before it serves guests",
+			"process %lld of user %lld has capabilities (%s)%s",
+			ctl_int(x->status, "pid"), uid, n ? held : "none",
+			ctl_true(x->status, "sandbox.no_new_privs") ? ""
+								    : ", and can get new ones");
+	else if (uid == 0)
+		PROBLEM("privileges", "set user: to a service user, such as vsock-relay",
+			"the daemon has no capabilities, but is root, who owns most files");
+	else if (has_set(x->status, "bounding"))
+		NOTE("privileges", "start it as root or with CAP_SETPCAP to have it empty",
+		     "user %lld, no capabilities, no new privileges; the bounding set is not "
+		     "empty, which means nothing then",
+		     uid);
+	else
+		OK("privileges",
+		   "user %lld; effective, permitted, inheritable, ambient and bounding set are "
+		   "empty; no new privileges",
+		   uid);
+}
+
+static void examine_sandbox(struct examination *x)
+{
+	bool seccomp = ctl_int(x->status, "sandbox.seccomp") == 2;
+	long long landlock = ctl_int(x->status, "sandbox.landlock");
+
+	if (!x->status || !json_is_object(ctl_find(x->status, "sandbox"))) {
+		SKIPPED("privileges", x->status ? "the daemon does not say" : "no daemon runs");
+		SKIPPED("sandbox", x->status ? "the daemon does not say" : "no daemon runs");
+		return;
+	}
+	examine_privileges(x);
+	if (seccomp && landlock > 0)
+		OK("sandbox", "seccomp filter; Landlock ABI %lld", landlock);
+	else if (x->ctl->settings->sandbox == SETTINGS_SANDBOX_OFF)
+		NOTE("sandbox", "set sandbox: auto", "sandbox: off%s",
+		     seccomp ? ", but a seccomp filter of who started it" : "");
+	else if (seccomp)
+		NOTE("sandbox", "a kernel with CONFIG_SECURITY_LANDLOCK, and landlock in lsm=",
+		     "seccomp filter, no Landlock: files are protected by their owners alone");
+	else
+		PROBLEM("sandbox",
+			"a kernel with CONFIG_SECCOMP_FILTER; sandbox: required "
+			"refuses to start without",
+			"no seccomp filter; Landlock ABI %lld", landlock);
 }
 
 /* ---- the upstream -------------------------------------------------------------------------------- */
@@ -491,6 +617,8 @@ json_t *doctor_examine(struct ctl *ctl, unsigned int *ret_problems)
 	examine_vsock(x);
 	examine_namespaces(x);
 	examine_port(x);
+	examine_listeners(x);
+	examine_sandbox(x);
 	examine_capabilities(x);
 	examine_btf(x);
 	examine_bpffs(x);

@@ -13,6 +13,23 @@ static void print_checks(const json_t *s)
 		       ctl_text(k, "says"));
 }
 
+static void print_vsock(const json_t *s)
+{
+	const char *mode = ctl_text(s, "listen.ns_mode");
+	const json_t *l;
+	size_t i;
+
+	if (!ctl_true(s, "listen.vsock") && !json_array_size(ctl_find(s, "listen.listeners")))
+		return;
+	if (streq(mode, "none"))
+		printf("  vsock       a kernel without network namespaces for it\n");
+	else
+		printf("  vsock       ns_mode %s\n", mode);
+	json_array_foreach(ctl_find(s, "listen.listeners"), i, l)
+		printf("    VMs %lld:*  port %lld inside %s, ns_mode %s\n", ctl_int(l, "namespace"),
+		       ctl_int(l, "port"), ctl_text(l, "netns"), ctl_text(l, "ns_mode"));
+}
+
 static void print_live(const json_t *s)
 {
 	char a[16], b[16], c[16];
@@ -23,6 +40,7 @@ static void print_live(const json_t *s)
 	print_checks(s);
 	printf("\n  verdict     %s\n",
 	       streq(ctl_text(s, "bpf_mode"), "kernel") ? "BPF, in the kernel" : "user space");
+	print_vsock(s);
 	printf("  upstream    %s, %s%s\n", ctl_text(s, "upstream.kind"),
 	       ctl_true(s, "upstream.ready") ? "connected" : "not connected",
 	       ctl_true(s, "upstream.paused") ? ", paused: it refuses everything" : "");
