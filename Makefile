@@ -8,8 +8,11 @@ DESTDIR ?=
 CC ?= gcc
 CLANG ?= clang
 BPFTOOL ?= $(firstword $(wildcard /usr/sbin/bpftool) bpftool)
-ARCH := $(shell uname -m | sed 's/x86_64/x86/;s/aarch64/arm64/')
+PKG_CONFIG ?= pkg-config
+ARCH := $(shell $(CC) -dumpmachine | sed 's/-.*//;s/x86_64/x86/;s/aarch64/arm64/')
 MULTIARCH := $(shell $(CC) -print-multiarch)
+# SYSROOT: headers and libraries of another machine (see the target arm64).
+SYSROOT ?=
 
 ifeq ($(V),0)
 msg = @printf '  %-8s %s\n' '$(1)' '$(2)';
@@ -30,9 +33,10 @@ DEPS := libbpf libsystemd libprotobuf-c yaml-0.1 libxxhash libmicrohttpd libcap 
 CPPFLAGS := -D_GNU_SOURCE -DVSR_VERSION='"$(VERSION)"' -Iinclude -Iuser -I$(B)/gen
 BASE_CFLAGS := -std=gnu17 -g -O2 $(WARN) -fno-omit-frame-pointer
 HARDEN_CFLAGS := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection -fPIE \
-		 -fcf-protection
+		 $(if $(filter x86,$(ARCH)),-fcf-protection) \
+		 $(if $(filter arm64,$(ARCH)),-mbranch-protection=standard)
 HARDEN_LDFLAGS := -pie -Wl,-z,relro,-z,now -Wl,--as-needed
-LDLIBS = $(shell pkg-config --libs $(DEPS)) -pthread
+LDLIBS = $(shell $(PKG_CONFIG) --libs $(DEPS)) -pthread
 
 # SAN=1: ASan and UBSan instead of the hardening flags (they do not go together).
 ifdef SAN
@@ -102,11 +106,11 @@ $(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h: include/%.proto
 	@mkdir -p $(B)/gen
 	$(Q)protoc-c -Iinclude --c_out=$(B)/gen $<
 
-$(B)/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.bpf.h) $(wildcard include/*.h) vmlinux/vmlinux.h
+$(B)/bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.bpf.h) $(wildcard include/*.h) $(wildcard vmlinux/*.h)
 	$(call msg,BPF,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CLANG) -g -O2 -mcpu=v3 -target bpf -D__TARGET_ARCH_$(ARCH) $(WARN) \
-		-Iinclude -Ivmlinux -Ibpf -idirafter /usr/include/$(MULTIARCH) -c $< -o $@.tmp
+		-Iinclude -Ivmlinux -Ibpf -idirafter $(SYSROOT)/usr/include/$(MULTIARCH) -c $< -o $@.tmp
 	$(Q)$(BPFTOOL) gen object $@ $@.tmp
 	@rm -f $@.tmp
 
@@ -137,7 +141,7 @@ $(B)/vsock-relayd: $(B)/obj/user/relayd.o $(LIB)
 
 $(B)/vsock-agent: $(AGENT_OBJS) $(LIB)
 	$(call msg,LINK,$@)
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(shell pkg-config --libs libprotobuf-c libxxhash) -o $@
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(shell $(PKG_CONFIG) --libs libprotobuf-c libxxhash) -o $@
 
 $(B)/vsock-relayctl: $(CTL_OBJS) $(LIB)
 	$(call msg,LINK,$@)
@@ -264,6 +268,18 @@ check-matrix: deps
 	$(Q)tests/run --build $(B) vm-6.1 vm-6.1-hostile vm vm-hostile vm-user \
 		vm-unstable vm-unstable-hostile
 
+#: make arm64        all programs, BPF objects and unit tests for arm64, into build/arm64
+arm64:
+	@scripts/deps build arm64
+	$(Q)scripts/arm64-sysroot >/dev/null
+	$(SUBMAKE) B=$(B)/arm64 $(ARM64) $(B)/arm64/vsock-relayd $(B)/arm64/vsock-relayctl \
+		$(B)/arm64/vsock-agent unit-bins
+
+ARM64_SYSROOT := $(abspath $(or $(VSR_CACHE),build/cache))/sysroot-arm64
+ARM64 := CC='aarch64-linux-gnu-gcc --sysroot=$(ARM64_SYSROOT)' SYSROOT=$(ARM64_SYSROOT) \
+	PKG_CONFIG='env PKG_CONFIG_LIBDIR=$(ARM64_SYSROOT)/usr/lib/aarch64-linux-gnu/pkgconfig:$(ARM64_SYSROOT)/usr/share/pkgconfig \
+	PKG_CONFIG_SYSROOT_DIR=$(ARM64_SYSROOT) pkg-config'
+
 #: make check-crash  the crash matrix: SIGKILL at labelled points, ROUNDS times each (20)
 ROUNDS ?= 20
 check-crash: deps crash-build
@@ -341,4 +357,4 @@ check-build: all unit-bins tools $(MODEL) fuzz-bins san-build crash-build $(B)/v
 -include $(shell find $(B)/obj $(B)/fuzz/obj -name '*.d' 2>/dev/null)
 .PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \
 	check-asan check-host check-crash crash-build check-vm check-guest check-matrix check-long \
-	soak bench deb fuzz lint coverage format install deps demo
+	arm64 soak bench deb fuzz lint coverage format install deps demo

@@ -13,6 +13,7 @@
  * The types of modules are not in vmlinux.h. What we need of them is declared here, and found in
  * the modules' own BTF (CO-RE; what stands behind ___ in a name is ignored).
  */
+#include "regs.h"
 #include "vmlinux.h"
 
 #include <bpf/bpf_core_read.h>

@@ -650,16 +650,20 @@ static int explain_bind(uint32_t port, const char *where, enum netns_mode mode, 
 	return log_error_errno(r, "vsock port %u%s", port, where);
 }
 
-static void tell_ns_mode(const struct daemon *d)
+static void tell_ns_mode(enum netns_mode mode)
 {
-	log_info(
-		d->ns_mode == NETNS_NONE
-			? "this kernel has no vsock network namespaces: a listener sees every VM"
-		: d->ns_mode == NETNS_GLOBAL
-			? "vsock ns_mode of the relay's network namespace is global: VMs whose VMM "
-			  "runs in a global one are seen"
-			: "vsock ns_mode of the relay's network namespace is local: only VMs whose "
-			  "VMM runs in it are seen");
+	static const char *const says[] = {
+		[NETNS_NONE] =
+			"this kernel has no vsock network namespaces: a listener sees every VM",
+		[NETNS_UNKNOWN] = "vsock ns_mode cannot be read: /proc/sys/net is hidden",
+		[NETNS_GLOBAL] =
+			"vsock ns_mode of the relay's network namespace is global: VMs whose "
+			"VMM runs in a global one are seen",
+		[NETNS_LOCAL] = "vsock ns_mode of the relay's network namespace is local: only VMs "
+				"whose VMM runs in it are seen",
+	};
+
+	log_info("%s", says[mode]);
 }
 
 /* The listener of listen.port. -EAFNOSUPPORT is not logged. */
@@ -757,9 +761,15 @@ static int listen_vsock(struct daemon *d)
 			return r;
 		d->ns_mode = netns_mode();
 	}
-	tell_ns_mode(d);
+	tell_ns_mode(d->ns_mode);
 	if (s->listeners.n > 0 && d->ns_mode == NETNS_NONE)
 		return leave_out_inside(s);
+	if (s->listeners.n > 0 && d->ns_mode == NETNS_UNKNOWN) {
+		log_error(
+			"listeners: whether this kernel has vsock network namespaces cannot be seen, "
+			"as /proc/sys/net is hidden; with systemd: ProcSubset=all");
+		return -EOPNOTSUPP;
+	}
 	for (size_t i = 0; r == 0 && i < s->listeners.n; i++)
 		r = listen_inside(d, &s->listeners.item[i]);
 	return r;

@@ -8,12 +8,14 @@
 #include "listener.h"
 
 /* /proc/sys/net shows who reads it its own network namespace. */
-#define NS_MODE "/proc/sys/net/vsock/ns_mode"
+#define SYSCTLS "/proc/sys/net"
+#define NS_MODE SYSCTLS "/vsock/ns_mode"
 
 const char *netns_mode_name(enum netns_mode mode)
 {
 	static const char *const names[] = {
 		[NETNS_NONE] = "none",
+		[NETNS_UNKNOWN] = "unknown",
 		[NETNS_GLOBAL] = "global",
 		[NETNS_LOCAL] = "local",
 	};
@@ -27,7 +29,7 @@ enum netns_mode netns_mode(void)
 	char text[16] = "";
 
 	if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0)
-		return NETNS_NONE;
+		return access(SYSCTLS, X_OK) == 0 ? NETNS_NONE : NETNS_UNKNOWN;
 	return strncmp(text, "local", strlen("local")) == 0 ? NETNS_LOCAL : NETNS_GLOBAL;
 }
 

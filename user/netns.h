@@ -12,12 +12,13 @@
 #include "util.h"
 
 enum netns_mode {
-	NETNS_NONE, /* this kernel has none: every listener sees every VM */
+	NETNS_NONE,    /* this kernel has none: every listener sees every VM */
+	NETNS_UNKNOWN, /* /proc/sys/net is hidden from us */
 	NETNS_GLOBAL,
 	NETNS_LOCAL,
 };
 
-/* "none", "global", "local". */
+/* "none", "unknown", "global", "local". */
 const char *netns_mode_name(enum netns_mode mode);
 
 /* The one that a file stands for, at this moment. */

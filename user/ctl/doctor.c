@@ -339,6 +339,10 @@ static void examine_namespaces(struct examination *x)
 				 "Linux 7.0): a listener sees every VM");
 		return;
 	}
+	if (netns_mode() == NETNS_UNKNOWN) {
+		NOTE("namespaces", NULL, "vsock ns_mode cannot be read: /proc/sys/net is hidden");
+		return;
+	}
 	(void)read_word("/proc/sys/net/vsock/child_ns_mode", child, sizeof(child));
 	if (netns_mode() == NETNS_GLOBAL)
 		OK("namespaces",
