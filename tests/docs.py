@@ -88,6 +88,11 @@ def tests_named():
     modules["hostile"] = TOP / "tests/lib/hostile.py"
     modules["scenarios"] = TOP / "tests/lib/scenarios.py"
     modules["kernel-facts"] = TOP / "tests/vm/kernel_facts.py"
+    modules["ctl"] = TOP / "tests/host/ctl.py"
+    modules["host-spool"] = TOP / "tests/host/spool.py"
+    modules["netns"] = TOP / "tests/lib/netns.py"
+    modules["soak"] = TOP / "tests/vm/soak.py"
+    modules["vsock"] = TOP / "tests/lib/vsockrules.py"
     checked = 0
     for page in ("docs/security.md", "docs/delivery.md", "docs/design.md"):
         for module, names in re.findall(r"([\w-]+) ((?:`[\w*]+`(?:,\s+)?)+)", text(page)):

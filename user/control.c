@@ -44,7 +44,7 @@ struct check {
 static struct check check_listening(const struct control_state *s)
 {
 	struct check k = { .good = !s->stopping && (s->vsock || s->n_inside || s->hybrid) };
-	_cleanup_fclose_ FILE *f = NULL;
+	FILE *f;
 
 	if (s->stopping)
 		snprintf(k.says, sizeof(k.says), "the relay stops");
@@ -58,6 +58,7 @@ static struct check check_listening(const struct control_state *s)
 		if (s->hybrid)
 			fprintf(f, "%s%u hybrid sockets", s->vsock || s->n_inside ? ", " : "",
 				s->n_hybrid);
+		fclose(f);
 	}
 	return k;
 }
@@ -215,7 +216,7 @@ static json_t *listen_json(const struct control_state *s)
 		const struct settings_listener *l = s->inside[i].settings;
 
 		json_array_append_new(inside,
-				      json_pack("{s:I, s:s, s:I, s:s}", "namespace",
+				      json_pack("{s:I, s:s, s:I, s:s, s:I}", "namespace",
 						(json_int_t)l->ns, "netns", l->netns, "port",
 						(json_int_t)settings_listener_port(s->settings, l),
 						"ns_mode", netns_mode_name(s->inside[i].netns.mode),
