@@ -42,7 +42,7 @@ KERNEL_KEYS = {"first_seen_age", "last_seen_age", "connections", "packets", "byt
 NOW_KEYS = {"connections", "waiting", "in_flight", "next_retry_in", "last_length", "offender",
             "last_used_age"}  # fmt: skip
 STATUS_KEYS = {"version", "pid", "uptime", "ready", "checks", "bpf_mode", "listen", "upstream",
-               "reports", "contents", "cache", "admission", "spool", "vms", "log_level",
+               "reports", "contents", "cache", "admission", "sandbox", "spool", "vms", "log_level",
                "pin_directory", "layout", "settings_file"}  # fmt: skip
 CACHE_KEYS = {"ns", "cid", "generation", "length", "cost", "custody", "age", "first_seen_age"}
 
