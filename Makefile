@@ -262,11 +262,10 @@ check-guest: deps
 	$(SUBMAKE) all tools $(B)/vsock-agent-static
 	$(Q)tests/run --build $(B) guest
 
-#: make check-matrix the daemon on each Debian kernel that it is made for
+#: make check-matrix the daemon on each Debian kernel that it is made for, as a table; SERIAL=1: one VM at a time
 check-matrix: deps
 	$(SUBMAKE) all tools
-	$(Q)tests/run --build $(B) vm-6.1 vm-6.1-hostile vm vm-hostile vm-user \
-		vm-unstable vm-unstable-hostile
+	$(Q)tests/matrix $(B) $(if $(SERIAL),--serial)
 
 #: make arm64        all programs, BPF objects and unit tests for arm64, into build/arm64
 arm64:
