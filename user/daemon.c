@@ -177,11 +177,14 @@ static void probe_debtors(struct daemon *d, uint64_t now)
 {
 	struct vm *vm;
 
-	/* From here only VMs of our own network namespace can be asked: of another one ENODEV would
-	 * say nothing, and setns() is not to be had any more. Their debt ends by a connection. */
-	while ((vm = admission_debt_probe(d->admission, now)))
+	while ((vm = admission_debt_probe(d->admission, now))) {
+		/* Of another network namespace ENODEV would say nothing, and we cannot go there any
+		 * more: such a debt ends by a connection, or when the VM would be forgotten. */
 		if (vm->node.id.ns == d->settings->ns)
 			probe_start(d->probes, vm->node.id, vm->debt);
+		else if (now >= usec_add(vm->last_used, VM_IDLE_USEC))
+			admission_vm_gone(d->admission, vm);
+	}
 }
 
 /* Reports that cannot be written stay in custody; that the disk hangs is said once. Returns when
