@@ -39,14 +39,14 @@ static void reserved_room_needs_no_memory(void **state)
 {
 	struct heap h = { 0 };
 	struct item items[20] = { 0 };
-	struct heap_node **nodes;
+	struct heap_place *places;
 
 	(void)state;
 	assert_int_equal(heap_reserve(&h, ARRAY_SIZE(items)), 0);
-	nodes = h.nodes;
+	places = h.places;
 	for (size_t i = 0; i < ARRAY_SIZE(items); i++)
 		assert_int_equal(heap_set(&h, &items[i].node, i), 0);
-	assert_ptr_equal(h.nodes, nodes);
+	assert_ptr_equal(h.places, places);
 	heap_done(&h);
 	assert_false(heap_linked(&items[0].node));
 }
@@ -74,7 +74,8 @@ static void random_changes_keep_the_order(void **state)
 			if (heap_linked(&items[k].node)) {
 				in++;
 				least = MIN(least, items[k].key);
-				assert_ptr_equal(h.nodes[items[k].node.place - 1], &items[k].node);
+				assert_ptr_equal(h.places[items[k].node.place - 1].node,
+						 &items[k].node);
 			}
 		assert_int_equal(h.n, in);
 		if (in > 0)

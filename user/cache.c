@@ -96,7 +96,7 @@ struct cache *cache_free(struct cache *c)
 	list_for_each_safe(node, &c->kept)
 		entry_free(c, container_of(node, struct cache_entry, order));
 	for (size_t i = 0; i < ARRAY_SIZE(c->oldest); i++)
-		free(c->oldest[i].nodes);
+		free(c->oldest[i].places);
 	packer_free(c->packer);
 	vmmap_done(&c->by_id);
 	free(c);

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An intrusive binary heap, smallest uint64_t key on top: what is due next. An element holds a
- * heap_node, which knows its place, so that any element can be moved or removed in O(log n).
- * Elements with equal keys come out in no particular order.
+ * An intrusive heap, smallest uint64_t key on top: what is due next. An element holds a heap_node, which
+ * knows its place, so that any element can be moved or removed in O(log n). Elements with equal keys come
+ * out in no particular order.
+ *
+ * Each place has four below it, whose keys lie side by side in the array: with 10000 elements a removal
+ * looks at seven lines of the CPU's cache, where a binary heap of pointers looks into 26 elements.
  */
 #ifndef VSR_HEAP_H
 #define VSR_HEAP_H
@@ -14,8 +17,13 @@ struct heap_node {
 	size_t place; /* 1 + index into the heap's array; 0: in no heap */
 };
 
+struct heap_place {
+	uint64_t key; /* that of the node */
+	struct heap_node *node;
+};
+
 struct heap {
-	struct heap_node **nodes;
+	struct heap_place *places;
 	size_t n, allocated;
 };
 
@@ -47,7 +55,7 @@ void heap_remove(struct heap *h, struct heap_node *node);
 /* The node with the smallest key, still in the heap; NULL if there is none. */
 static inline struct heap_node *heap_top(const struct heap *h)
 {
-	return h->n ? h->nodes[0] : NULL;
+	return h->n ? h->places[0].node : NULL;
 }
 
 /* The element that holds the node, or NULL for NULL. */

@@ -11,6 +11,7 @@ import sys
 sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib")]
 
 import budget
+import differential
 import hostile
 import matching
 import netns
@@ -95,7 +96,8 @@ def main():
     parser.add_argument("--expect", choices=("bpf", "user"), default="bpf")
     parser.add_argument("--worlds", default="rules,loopback,vhost,loopback-user,hostile")
     parser.add_argument("--rounds", type=int, default=hostile.ROUNDS, help="of hostile guests")
-    parser.add_argument("--seconds", type=int, default=60, help="that the budget is under attack")
+    parser.add_argument("--seconds", type=int, default=60, help="of attacks on the budget, of scripts")
+    parser.add_argument("--seed", type=int, help="of the first differential script")
     parser.add_argument("only", nargs="?")
     options = parser.parse_args()
     tap = Tap(options.only)
@@ -124,6 +126,8 @@ def main():
         netns.run_all(tap, bpf)
     if "budget" in worlds and bpf:
         budget.run_all(tap, options.seconds)
+    if "differential" in worlds and bpf:
+        differential.run_all(tap, options.seconds, options.seed)
     tap.end()
 
 
