@@ -275,6 +275,7 @@ class Side:
 
     def crash(self, conn):
         if conn in self.open:
+            self.settle(self.open[conn][0], "crashes")  # the relay has accepted it
             guest, s = self.open.pop(conn)[:2]
             s.close()
             self.settle(guest, "crash")

@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Loads the BPF programs on the running kernel and holds the verifier's work against a budget:
- * the verifier gives up at a million instructions, and newer ones count more than older ones.
- * Prints TAP. Needs root; exit status 1 if a program does not load or breaks the budget.
+ * Loads the BPF programs on the running kernel and holds the verifier's work against the budget of
+ * tests/verdict_budget.h. Prints TAP. Needs root; exit status 1 if a program does not load or breaks the budget.
  */
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <sys/utsname.h>
 
+#include "../verdict_budget.h"
 #include "ingest.skel.h"
 #include "unseen.skel.h"
 #include "util.h"
-
-#define BUDGET 100000
 
 static int verified(struct bpf_program *prog)
 {
@@ -50,10 +48,10 @@ int main(void)
 	n = verified(skel->progs.vsr_ingest);
 	ingest_bpf__destroy(skel);
 	printf("%sok 2 - verifier budget: vsr_ingest takes %d of %d instructions\n",
-	       n > 0 && n <= BUDGET ? "" : "not ", n, BUDGET);
+	       n > 0 && n <= VERDICT_INSTRUCTIONS_MAX ? "" : "not ", n, VERDICT_INSTRUCTIONS_MAX);
 
 	unseen = unseen_bpf__open_and_load();
 	printf("%sok 3 - iterator over the sockets loads\n", unseen ? "" : "not ");
 	unseen_bpf__destroy(unseen);
-	return n > 0 && n <= BUDGET && unseen ? 0 : 1;
+	return n > 0 && n <= VERDICT_INSTRUCTIONS_MAX && unseen ? 0 : 1;
 }
