@@ -903,6 +903,13 @@ static int start_file(struct daemon *d)
 	int r;
 
 	made = mkdir(dir, 0750) == 0;
+	if (!made && errno == ENOENT) {
+		log_error(
+			"upstream.file.directory %s: only its last part is made at the start, and "
+			"what it should be in is not there: make that, or name another directory",
+			dir);
+		return -ENOENT;
+	}
 	if (!made && errno != EEXIST)
 		return log_error_errno(errno, "upstream.file.directory %s", dir);
 	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

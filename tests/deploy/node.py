@@ -252,6 +252,7 @@ def journal_has_fields():
         conn = fg.connect(CID, 818)
         fg.wait(conn, "credit")
         fg.rw(conn, len=0)
+        fg.rw(conn, len=100)
         assert entry("zero_length")["PRIORITY"] == "5"
     # A generation that cannot be stored.
     os.chmod(REPORTS, 0)

@@ -184,6 +184,7 @@ def missing_directories():
             status, log = refused_start(r)
             assert status == 1, (change, status, log)
             assert "/nonexistent" in log or "admin_socket" in log, log
+            assert ("make that, or name another" in log) == ("upstream" in change), log
     with relay(start=False) as r:
         os.rmdir(r.stored_dir)
         r.start()

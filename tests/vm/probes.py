@@ -3,6 +3,7 @@
 """Runs inside a test VM: the daemon's probes (user/usdt.h) fire, with the arguments that they are
 said to have. What is run are the bpftrace commands of docs/tracing.md, as written there."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib")]
 
@@ -53,11 +55,24 @@ class Bpftrace:
         mine = [p for p in there if p["pid"] == self.process.pid]
         return len(mine) == int(match.group(1))
 
-    def stop(self):
+    def interrupt(self):
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(60)
+
+    def stop(self):
+        """Waits for the end; asks again, since one SIGINT in dozens of runs came to nothing."""
+        deadline = time.monotonic() + 60
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.where()
+            self.interrupt()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
         self.thread.join()
         return [line for line in self.lines[1:] if line]
+
+    def where(self):
+        """What it hangs in."""
+        with open(f"/proc/{self.process.pid}/stack", encoding="ascii") as f:
+            return f"bpftrace does not end: {f.read()}"
 
     def kill(self):
         self.process.kill()
@@ -146,6 +161,8 @@ def main():
                 for name, tracer in tracers.items():
                     wait_for(tracer.attached, 180, f"{name} is attached")
                 wanted.update(play(Agent(fg, relay)))
+                for tracer in tracers.values():
+                    tracer.interrupt()
                 shown.update({name: tracer.stop() for name, tracer in tracers.items()})
             finally:
                 for tracer in tracers.values():
