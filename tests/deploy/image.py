@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,7 +91,8 @@ def has_what_the_manifest_names(builder):
     inside = lambda *words: builder("run", "--isolation", "chroot", container, "--", *words)  # noqa: E731
     user = yaml.safe_load(manifests.settings())["user"]
     assert inside("id", "-u", "vsock-relay") == inside("id", "-g", "vsock-relay") == user
-    assert inside("vsock-relayd", "--version") == inside("vsock-relayctl", "--version").replace("ctl", "d")
+    versions = {inside(f"vsock-{name}", "--version").split()[1].rstrip(",") for name in ("relayd", "relayctl")}
+    assert len(versions) == 1, versions
     assert "0 problems" in inside("sh", "-c", "apt-get check >&2 && dpkg --audit && echo 0 problems")
     # Nothing of the build stage has come along.
     assert inside("sh", "-c", "ls -d /src /usr/bin/gcc /usr/bin/clang /tmp/*.deb 2>/dev/null || :") == ""
@@ -119,8 +121,7 @@ def serves_a_report(builder):
         stored = root / f"var/lib/vsock-relay/reports/0-{CID}.pb"
         wait_for(stored.exists, 30, "report is stored")
         assert stored.read_bytes() == payload and stored.stat().st_uid == user
-        (pid,) = {int(p.name) for p in Path("/proc").glob("[0-9]*") if comm(p) == "vsock-relayd" and
-                  os.path.realpath(p / "root") == str(root.resolve())}  # fmt: skip
+        pid = descendant(daemon.pid, "vsock-relayd")
         fields = (Path("/proc") / str(pid) / "status").read_text()
         assert f"\nUid:\t{user}\t{user}\t{user}\t{user}\n" in fields, fields
         os.kill(pid, signal.SIGTERM)
@@ -128,16 +129,26 @@ def serves_a_report(builder):
     finally:
         os.chdir(back)
         if daemon.poll() is None:
+            with contextlib.suppress(StopIteration):
+                os.kill(descendant(daemon.pid, "vsock-relayd"), signal.SIGKILL)
             daemon.kill()
         daemon.wait()
         builder("umount", container)
         builder("rm", container)
 
 
-def comm(process):
-    with contextlib.suppress(OSError):
-        return (process / "comm").read_text().strip()
-    return ""
+def descendant(ancestor, name):
+    """The process of that name below another one; StopIteration: there is none."""
+    parents, names = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ends
+            pid, comm, parent = re.match(r"(\d+) \((.*)\) \S+ (\d+)", path.read_text()).groups()
+            parents[int(pid)], names[int(pid)] = int(parent), comm
+
+    def below(pid):
+        return pid == ancestor or (pid in parents and below(parents[pid]))
+
+    return next(pid for pid in names if names[pid] == name and below(pid))
 
 
 def main():

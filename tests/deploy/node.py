@@ -251,8 +251,8 @@ def journal_has_fields():
         fg.guest(CID)
         conn = fg.connect(CID, 818)
         fg.wait(conn, "credit")
-        fg.rw(conn, len=0)
-        fg.rw(conn, len=100)
+        fg.rw(conn, len=0, desc=65536)
+        fg.rw(conn, len=5000)
         assert entry("zero_length")["PRIORITY"] == "5"
     # A generation that cannot be stored.
     os.chmod(REPORTS, 0)

@@ -49,9 +49,9 @@ def play():
         relay.wait_stored(42, payload)
     conn = fg.connect(43, 818)
     fg.wait(conn, "credit")
-    # The verdict is shown the empty packet in place of the full one.
-    fg.rw(conn, len=0)
-    fg.rw(conn, len=100)
+    # The verdict is shown the empty packet in place of the full one. (A small one would be merged.)
+    fg.rw(conn, len=0, desc=65536)
+    fg.rw(conn, len=5000)
     wait_for(lambda: relay.refused().get("zero_length"), 20, "the packet is refused")
     payload = rp.report(44, 100000)
     conn = fg.connect(44, 818)

@@ -201,12 +201,13 @@ def packets_text():
 def qemu(cid, name):
     """A process with the command line of a QEMU."""
     args = ["qemu-system-x86_64", "-name", f"guest={name}", "-device", f"vhost-vsock-pci,guest-cid={cid}"]
-    process = subprocess.Popen(["sh", "-c", "exec 3>&1; cat", *args], stdin=subprocess.PIPE)
+    waits = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    process = subprocess.Popen([*waits, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
     try:
         yield
     finally:
-        process.stdin.close()
-        process.wait(30)
+        process.communicate(timeout=30)
 
 
 def play_named(fg, server):
