@@ -49,13 +49,12 @@ static void digests_of_whole_blocks_lie_in_the_extent(void **state)
 {
 	_cleanup_(buf_unrefp)
 	struct buf *b = content_of(3 * VSR_BLOCK_SIZE + 5, 'x');
-	struct match *m = match_new(*state, b, 1, 2, hashes);
+	struct match *m = match_new(*state, b, 1, hashes);
 	uint64_t first = 99;
 
 	assert_non_null(m);
 	assert_int_equal(match_length(m), 3 * VSR_BLOCK_SIZE + 5);
 	assert_int_equal(match_digest(m), 1);
-	assert_int_equal(match_xxh64(m), 2);
 	assert_ptr_equal(match_content(m), b);
 	assert_true(match_extent(m, &first));
 	assert_int_equal(first, 0);
@@ -68,7 +67,7 @@ static void less_than_a_block_needs_no_extent(void **state)
 {
 	_cleanup_(buf_unrefp)
 	struct buf *b = content_of(VSR_BLOCK_SIZE - 1, 'x');
-	struct match *m = match_new(*state, b, 1, 2, hashes);
+	struct match *m = match_new(*state, b, 1, hashes);
 	struct match_figures f;
 	uint64_t first = 99;
 
@@ -82,7 +81,7 @@ static void without_a_free_extent_only_user_space_compares(void **state)
 {
 	_cleanup_(buf_unrefp)
 	struct buf *b = content_of((BLOCKS + 1) * VSR_BLOCK_SIZE, 'x');
-	struct match *m = match_new(*state, b, 1, 2, hashes);
+	struct match *m = match_new(*state, b, 1, hashes);
 	uint64_t first = 99;
 	uint8_t byte = 0;
 
@@ -93,7 +92,7 @@ static void without_a_free_extent_only_user_space_compares(void **state)
 	assert_int_equal(byte, 'x');
 	match_uncache(m);
 	/* Nor where nobody knows the digests. */
-	m = match_new(*state, b, 1, 2, NULL);
+	m = match_new(*state, b, 1, NULL);
 	assert_false(match_extent(m, &first));
 	match_uncache(m);
 }
@@ -116,7 +115,7 @@ static void what_is_compared_stays_when_the_cache_lets_go(void **state)
 		struct buf *next = content_of(2 * VSR_BLOCK_SIZE, 'y');
 
 		assert_int_equal(cache_insert(c, id, b, 1, 1, CACHE_HOLD_NONE, 0), CACHE_ADDED);
-		cache_set_match(c, id, match_new(*state, b, 1, 2, hashes));
+		cache_set_match(c, id, match_new(*state, b, 1, hashes));
 		pin = match_ref(cache_peek(c, id)->match);
 		assert_true(match_cached(pin));
 		if (how == 0)
@@ -161,7 +160,7 @@ static void packed_content_is_unpacked_for_its_prefix(void **state)
 	struct buf *b = content_of(10 * VSR_BLOCK_SIZE, 'x');
 	_cleanup_(buf_unrefp)
 	struct buf *packed = content_of(1, 'x');
-	struct match *m = match_new(*state, b, 1, 2, hashes);
+	struct match *m = match_new(*state, b, 1, hashes);
 	uint8_t bytes[100] = { 0 };
 	uint64_t first;
 

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include <cmocka.h>
+#include <xxhash.h>
 
 #include "digest.h"
 #include "failing_malloc.h"
@@ -564,6 +565,65 @@ static void known_digest_under_another_header_is_a_digest_mismatch(void **state 
 	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b), digest_of(b), &name,
 				     METRIC_KERNEL, w.now, &verdict),
 			 -EBADMSG);
+	world_close(&w);
+}
+
+/* A raw report, of which nobody has asked for the XXH64. */
+static int submit_unnamed(struct world *w, uint32_t cid, struct buf *b)
+{
+	enum relay_verdict verdict = RELAY_NEW;
+	struct relay_report report = {
+		.vm = vm_of(w, cid),
+		.content = b,
+		.digest = digest_of(b),
+		.xxh64_unknown = true,
+		.decided = on_decided,
+	};
+	int r = relay_submit(w->r, &report, w->now, &verdict);
+
+	relay_run(w->r, w->now);
+	check(w);
+	return r < 0 ? r : (int)verdict;
+}
+
+static void an_offer_finds_raw_content_that_is_in_memory(void **state _unused_)
+{
+	_cleanup_(buf_unrefp)
+	struct buf *b = content('a');
+	uint64_t name = XXH64(buf_data(b), buf_len(b), 0), other = name + 1;
+	enum relay_verdict verdict = RELAY_ACCEPTED;
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	assert_int_equal(submit_unnamed(&w, 7, b), RELAY_ACCEPTED);
+	assert_int_equal(submit_unnamed(&w, 7, b), RELAY_DUPLICATE);
+	assert_int_equal(relay_offer(w.r, vm_of(&w, 7), buf_len(b), other, w.now), RELAY_NEW);
+	assert_int_equal(relay_offer(w.r, vm_of(&w, 7), buf_len(b), name, w.now), RELAY_DUPLICATE);
+	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b), digest_of(b), &other,
+				     METRIC_KERNEL, w.now, &verdict),
+			 -EBADMSG);
+	world_close(&w);
+}
+
+static void what_is_gone_is_named_by_the_next_framed_report(void **state _unused_)
+{
+	_cleanup_(buf_unrefp)
+	struct buf *b = content('a');
+	enum relay_verdict verdict = RELAY_ACCEPTED;
+	uint64_t name = name_of(b);
+	struct world w;
+
+	world_open(&w, defaults(), unlimited);
+	assert_int_equal(submit_unnamed(&w, 7, b), RELAY_ACCEPTED);
+	end(&w, SEND_ACKED);
+	assert_int_equal(offer(&w, 7, 'a'), RELAY_NEW);
+	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b), digest_of(b), &name,
+				     METRIC_KERNEL, w.now, &verdict),
+			 0);
+	assert_int_equal(verdict, RELAY_NEW); /* only its bytes can tell */
+	assert_int_equal(known(&w, 7, 'a'), RELAY_SUPPRESSED);
+	assert_int_equal(submit(&w, 7, 'a'), RELAY_SUPPRESSED);
+	assert_int_equal(offer(&w, 7, 'a'), RELAY_SUPPRESSED);
 	world_close(&w);
 }
 
@@ -1911,6 +1971,8 @@ int main(void)
 		cmocka_unit_test(duplicate_of_content_in_custody_adds_nothing),
 		cmocka_unit_test(what_is_new_is_not_counted_before_it_is_read),
 		cmocka_unit_test(known_digest_under_another_header_is_a_digest_mismatch),
+		cmocka_unit_test(an_offer_finds_raw_content_that_is_in_memory),
+		cmocka_unit_test(what_is_gone_is_named_by_the_next_framed_report),
 		cmocka_unit_test(length_counts_beside_the_digest),
 		cmocka_unit_test(acked_content_is_suppressed_until_the_refresh_interval),
 		cmocka_unit_test(refresh_interval_0_never_refreshes),

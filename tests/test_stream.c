@@ -130,7 +130,8 @@ static uint8_t *frame(uint32_t mode, const uint8_t *payload, size_t n)
 /* The stream has ended with exactly this payload. */
 static void assert_payload(struct world *w, const uint8_t *payload, size_t n)
 {
-	uint64_t digest = 0;
+	struct report_error whole = {}, error = {};
+	uint64_t digest = 0, xxh64 = 0;
 
 	assert_int_equal(look(w), STREAM_ENDED); /* and goes on saying so */
 	assert_int_equal(stream_length(&w->s), n);
@@ -142,7 +143,14 @@ static void assert_payload(struct world *w, const uint8_t *payload, size_t n)
 	assert_int_equal(stream_take(&w->s, &w->reason), 0);
 	assert_int_equal(buf_len(w->s.buf), n);
 	assert_memory_equal(buf_data(w->s.buf), payload, n);
-	assert_int_equal(stream_xxh64(&w->s), XXH64(payload, n, 0));
+	assert_int_equal(stream_xxh64(&w->s, &xxh64),
+			 stream_framed(&w->s) || w->config.xxh64_of_raw);
+	assert_int_equal(xxh64,
+			 stream_framed(&w->s) || w->config.xxh64_of_raw ? XXH64(payload, n, 0) : 0);
+	assert_int_equal(stream_validate(&w->s, 1, &error, NULL),
+			 report_validate(payload, n, 1, &whole, NULL));
+	assert_int_equal(error.offset, whole.offset);
+	assert_string_equal(error.what ?: "", whole.what ?: "");
 	assert_int_equal(stream_digest(&w->s, &digest), 0);
 	assert_int_equal(digest, digest_bytes(SEED, payload, n));
 	assert_true(n == 0 || stream_last_byte(&w->s) > 0);
@@ -471,7 +479,7 @@ static struct match *match_of(struct match_table *t, const uint8_t *p, size_t n)
 	memcpy(buf_tail(b), p, n);
 	buf_advance(b, n);
 	buf_seal(b);
-	m = match_new(t, b, digest_bytes(SEED, p, n), XXH64(p, n, 0), NULL);
+	m = match_new(t, b, digest_bytes(SEED, p, n), NULL);
 	assert_non_null(m);
 	return m;
 }

@@ -1034,6 +1034,7 @@ static int start_ingest(struct daemon *d, uint64_t seed)
 		.relay = d->relay,
 		.bpf = d->bpf,
 		.seed = seed,
+		.durable = d->spool,
 		.places = d->settings->admission.places,
 	};
 	int r;

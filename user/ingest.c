@@ -423,13 +423,14 @@ static void conn_submit(struct conn *c, uint64_t now)
 	struct report_info info;
 	struct buf *content = c->stream.buf;
 	enum relay_verdict verdict;
-	uint64_t xxh64, digest;
+	uint64_t xxh64 = 0, digest;
 	char detail[160];
+	bool hashed;
 	int r;
 
 	count_received(c);
 	CRASH_POINT("received");
-	xxh64 = stream_xxh64(&c->stream);
+	hashed = stream_xxh64(&c->stream, &xxh64);
 	if (stream_framed(&c->stream)) {
 		struct vsr_header h;
 
@@ -439,7 +440,7 @@ static void conn_submit(struct conn *c, uint64_t now)
 			return;
 		}
 	}
-	r = report_validate(buf_data(content), buf_len(content), c->vm->node.id.cid, &error, &info);
+	r = stream_validate(&c->stream, c->vm->node.id.cid, &error, &info);
 	if (r < 0) {
 		describe_report_error(&error, detail, sizeof(detail));
 		conn_refuse(c, report_reason(r), detail, now);
@@ -455,6 +456,7 @@ static void conn_submit(struct conn *c, uint64_t now)
 		.content = content,
 		.digest = digest,
 		.xxh64 = xxh64,
+		.xxh64_unknown = !hashed,
 		.blocks = stream_blocks(&c->stream),
 		.framed = stream_framed(&c->stream),
 		.vm_id = info.vm_id,
@@ -977,6 +979,7 @@ int ingest_new(const struct ingest_settings *s, const struct ingest_parts *parts
 		.pool = bpf ? ingest_bpf_pool(parts->bpf) : &i->own_pool,
 		.seed = parts->seed,
 		.max_report = s->max_report,
+		.xxh64_of_raw = parts->durable,
 	};
 	i->look = bpf ? ingest_bpf_unseen(parts->bpf) : NULL;
 	i->by_slot = calloc(parts->places, sizeof(*i->by_slot));

@@ -35,6 +35,7 @@ struct ingest_parts {
 	 * user-space mode. */
 	struct ingest_bpf *bpf;
 	uint64_t seed;	 /* of the digest */
+	bool durable;	 /* contents are made durable: stream_config.xxh64_of_raw */
 	uint32_t places; /* slots */
 };
 

@@ -19,7 +19,7 @@ struct match {
 	bool comparable;       /* by the verdict */
 	struct buf *content;   /* packed, with unpack */
 	match_unpack_t unpack;
-	uint64_t length, digest, xxh64;
+	uint64_t length, digest;
 };
 
 int match_table_new(uint64_t *blocks, uint32_t n, struct match_table **ret)
@@ -77,7 +77,7 @@ static bool publish(struct match *m, const uint64_t *blocks)
 	return true;
 }
 
-struct match *match_new(struct match_table *t, struct buf *content, uint64_t digest, uint64_t xxh64,
+struct match *match_new(struct match_table *t, struct buf *content, uint64_t digest,
 			const uint64_t *blocks)
 {
 	struct match *m = calloc(1, sizeof(*m));
@@ -90,7 +90,6 @@ struct match *match_new(struct match_table *t, struct buf *content, uint64_t dig
 	m->content = buf_ref(content);
 	m->length = buf_len(content);
 	m->digest = digest;
-	m->xxh64 = xxh64;
 	m->comparable = publish(m, blocks);
 	return m;
 }
@@ -145,11 +144,6 @@ uint64_t match_length(const struct match *m)
 uint64_t match_digest(const struct match *m)
 {
 	return m->digest;
-}
-
-uint64_t match_xxh64(const struct match *m)
-{
-	return m->xxh64;
 }
 
 size_t match_cost(const struct match *m)

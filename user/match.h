@@ -35,12 +35,11 @@ struct match_figures {
 void match_table_figures(const struct match_table *t, struct match_figures *ret);
 
 /*
- * A match for this sealed content: takes a reference of it. digest and xxh64 are its own, blocks
- * the XXH64 of its length / VSR_BLOCK_SIZE whole blocks with the node's seed (digest_blocks()), or
+ * A match for this sealed content: takes a reference of it. digest is its own, blocks the XXH64 of its length / VSR_BLOCK_SIZE whole blocks with the node's seed (digest_blocks()), or
  * NULL: not known, then only user space compares, as well as where no extent is free. The
  * reference that is returned is the cache's. NULL: no memory.
  */
-struct match *match_new(struct match_table *t, struct buf *content, uint64_t digest, uint64_t xxh64,
+struct match *match_new(struct match_table *t, struct buf *content, uint64_t digest,
 			const uint64_t *blocks);
 
 /* A connection's reference. NULL is accepted; match_unref() returns NULL. */
@@ -62,7 +61,6 @@ void match_pack(struct match *m, struct buf *packed, match_unpack_t unpack);
 
 uint64_t match_length(const struct match *m);
 uint64_t match_digest(const struct match *m);
-uint64_t match_xxh64(const struct match *m);
 
 /* Bytes of memory that the match holds. */
 size_t match_cost(const struct match *m);

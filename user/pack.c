@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "pack.h"
 
+#include <xxhash.h>
 #include <zstd.h>
 
 #define LEVEL	   1
@@ -182,6 +183,34 @@ int reader_copy(const struct buf *content, uint8_t *to, size_t n)
 	int result = reader_new(content, &r);
 
 	return result < 0 ? result : reader_read(r, to, n);
+}
+
+int content_xxh64(const struct buf *content, uint64_t *ret)
+{
+	_cleanup_(reader_freep)
+	struct reader *r = NULL;
+	uint8_t piece[PIECE];
+	XXH64_state_t *state;
+	int result;
+
+	if (!buf_packed(content)) {
+		*ret = XXH64(buf_data(content), buf_len(content), 0);
+		return 0;
+	}
+	state = XXH64_createState();
+	result = state ? reader_new(content, &r) : -ENOMEM;
+	if (state)
+		XXH64_reset(state, 0);
+	for (size_t at = 0, n; result == 0 && at < buf_len(content); at += n) {
+		n = MIN(buf_len(content) - at, sizeof(piece));
+		result = reader_read(r, piece, n);
+		if (result == 0)
+			XXH64_update(state, piece, n);
+	}
+	if (result == 0)
+		*ret = XXH64_digest(state);
+	XXH64_freeState(state);
+	return result;
 }
 
 bool content_equal(const struct buf *a, const struct buf *b)

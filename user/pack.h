@@ -55,6 +55,9 @@ int reader_read(struct reader *r, uint8_t *to, size_t n);
 /* The first n bytes at once. Returns 0, -ENOMEM, -EBADMSG. */
 int reader_copy(const struct buf *content, uint8_t *to, size_t n);
 
+/* XXH64, seed 0, of a content, packed or not. Returns 0, -ENOMEM, -EBADMSG. */
+int content_xxh64(const struct buf *content, uint64_t *ret);
+
 /* Whether two contents, packed or not, have the same bytes. One that cannot be read equals none. */
 bool content_equal(const struct buf *a, const struct buf *b);
 

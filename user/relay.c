@@ -64,11 +64,11 @@ struct relay_send {
 	struct vm *vm;
 	uint64_t tracked; /* the tracker's name for it; 0: sent without a cache */
 	uint64_t started;
-	bool token;			/* took one of the VM's bucket */
-	bool probe;			/* of a paused upstream */
-	bool again;			/* something newer, or a due retry, came meanwhile */
-	struct relay_report *waiter;	/* without a cache: who waits for the result */
-	uint64_t digest, length, xxh64; /* without a cache: becomes the record with the ACK */
+	bool token;		      /* took one of the VM's bucket */
+	bool probe;		      /* of a paused upstream */
+	bool again;		      /* something newer, or a due retry, came meanwhile */
+	struct relay_report *waiter;  /* without a cache: who waits for the result */
+	struct store_content content; /* without a cache: becomes the record with the ACK */
 };
 
 struct relay {
@@ -185,12 +185,27 @@ static void on_cache_removal(const struct cache_removal *removal, void *userdata
 		end_custody(r, vm, how[removal->why]);
 }
 
-static void set_record(struct vm *vm, uint64_t digest, uint64_t length, uint64_t xxh64)
+static void set_record(struct vm *vm, const struct store_content *c)
 {
 	vm->has_record = true;
-	vm->record_digest = digest;
-	vm->record_length = length;
-	vm->record_xxh64 = xxh64;
+	vm->record_digest = c->digest;
+	vm->record_length = c->length;
+	vm->record_xxh64 = c->xxh64;
+	vm->record_xxh64_unknown = c->xxh64_unknown;
+}
+
+/* The XXH64 of the VM's record, if it is known, or its content is at hand. Of a report that came raw
+ * nobody has asked for it before an offer, or a framed report of the same length, comes. */
+static const uint64_t *record_xxh64(struct relay *r, struct vm *vm)
+{
+	const struct cache_entry *e;
+
+	if (vm->record_xxh64_unknown) {
+		e = cache_known(r->cache, vm->node.id);
+		if (e && e->digest == vm->record_digest && buf_len(e->content) == vm->record_length)
+			vm->record_xxh64_unknown = content_xxh64(e->content, &vm->record_xxh64) < 0;
+	}
+	return vm->record_xxh64_unknown ? NULL : &vm->record_xxh64;
 }
 
 /* As many slots as VMs seen, but never fewer than are configured. */
@@ -224,7 +239,7 @@ static void make_comparable(struct relay *r, const struct store_content *c, cons
 	if (r->matches && e && !buf_packed(e->content) &&
 	    (!e->match || (blocks && !match_extent(e->match, &extent))))
 		cache_set_match(r->cache, c->vm,
-				match_new(r->matches, e->content, c->digest, c->xxh64, blocks));
+				match_new(r->matches, e->content, c->digest, blocks));
 }
 
 struct match *relay_match(struct relay *r, const struct vm *vm)
@@ -278,7 +293,7 @@ static void add_held(struct relay *r, struct held *h, struct vm *vm, const struc
 	r->n_unspooled += is_unspooled(r, h);
 	vm->custody = h;
 	vm->generation = c->generation;
-	set_record(vm, c->digest, c->length, c->xxh64);
+	set_record(vm, c);
 }
 
 /* Begins custody of a content as the VM's next generation. */
@@ -681,7 +696,7 @@ static void uncached_acked(struct relay *r, const struct relay_send *s, uint64_t
 	vm->last_ack = now;
 	USDT_ACKED(vm->node.id, s->up.generation);
 	if (vm->generation == s->up.generation)
-		set_record(vm, s->digest, s->length, s->xxh64);
+		set_record(vm, &s->content);
 }
 
 /* A send without a cache: nothing is kept, so its result is the report's end. */
@@ -911,8 +926,8 @@ static bool contradicted(const struct relay *r, const struct relay_report *repor
 }
 
 /* Without cache and state directory nothing can be kept: sent at once or not at all. */
-static int submit_uncached(struct relay *r, struct relay_report *report, uint64_t generation,
-			   uint64_t now)
+static int submit_uncached(struct relay *r, struct relay_report *report,
+			   const struct store_content *content, uint64_t now)
 {
 	bool probes = probe_is_due(r, now);
 	struct vm *vm = report->vm;
@@ -922,17 +937,15 @@ static int submit_uncached(struct relay *r, struct relay_report *report, uint64_
 	if (vm->in_flight || vm->storing || !(open_for_sends(r) || probes) ||
 	    !vm_take_report(r->vms, vm, now))
 		return -ENOSPC;
-	s = send_new(r, vm, generation, now);
+	s = send_new(r, vm, content->generation, now);
 	if (s) {
 		s->up.payload = buf_ref(report->content);
-		s->digest = report->digest;
-		s->length = buf_len(report->content);
-		s->xxh64 = report->xxh64;
+		s->content = *content;
 		s->waiter = report;
 		s->token = true;
 		s->probe = probes;
 		if (send_start(r, s) == 0) {
-			vm->generation = generation;
+			vm->generation = content->generation;
 			r->n_held++;
 			r->probing |= probes;
 			report->waits_for = s;
@@ -1300,7 +1313,7 @@ static int submit_to_memory(struct relay *r, struct relay_report *report,
 	t.promised = t.hold == CACHE_HOLD_ANSWERED;
 	result = take_custody(r, &t, now);
 	if (result == -EOPNOTSUPP)
-		return submit_uncached(r, report, content->generation, now);
+		return submit_uncached(r, report, content, now);
 	if (result == 0 && r->store)
 		begin_unspooled(r, report->vm->custody, NULL);
 	return result;
@@ -1349,6 +1362,15 @@ static bool is_unspooled_repeat(const struct relay *r, const struct relay_report
 	       !contradicted(r, report);
 }
 
+/* The report holds the content of record. */
+static void learn_xxh64(struct vm *vm, const struct relay_report *report)
+{
+	if (report->xxh64_unknown || !vm->record_xxh64_unknown)
+		return;
+	vm->record_xxh64 = report->xxh64;
+	vm->record_xxh64_unknown = false;
+}
+
 int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
 		 enum relay_verdict *ret_verdict)
 {
@@ -1360,6 +1382,7 @@ int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
 		.length = buf_len(report->content),
 		.digest = report->digest,
 		.xxh64 = report->xxh64,
+		.xxh64_unknown = report->xxh64_unknown,
 		.vm_id_hash = tracker_vm_id_hash(report->vm_id, report->vm_id_len),
 	};
 	int result;
@@ -1372,10 +1395,14 @@ int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
 		return -EINPROGRESS;
 	}
 	if (is_repeat(r, report, now, &verdict)) {
+		learn_xxh64(vm, report);
 		count_repeat(r, vm, verdict, METRIC_DAEMON, report->framed, now);
 		*ret_verdict = verdict;
 		return 0;
 	}
+	/* A file has it as its checksum. */
+	if (r->store && content.xxh64_unknown)
+		content.xxh64_unknown = content_xxh64(report->content, &content.xxh64) < 0;
 	/* This report's VM may be the one that needs another slot. */
 	follow_vms(r, now);
 	content.generation = next_generation(r, vm);
@@ -1408,9 +1435,13 @@ int relay_known(struct relay *r, struct vm *vm, uint64_t length, uint64_t digest
 	enum relay_verdict verdict = RELAY_NEW;
 
 	if (!r->settings.dedup_bytes && equals_record(vm, length, digest)) {
-		if (xxh64 && *xxh64 != vm->record_xxh64)
+		const uint64_t *known = xxh64 ? record_xxh64(r, vm) : NULL;
+
+		if (known && *xxh64 != *known)
 			return -EBADMSG;
-		verdict = repeat_verdict(r, vm, xxh64 != NULL, now);
+		/* Else only the bytes can tell. */
+		if (!xxh64 || known)
+			verdict = repeat_verdict(r, vm, xxh64 != NULL, now);
 	}
 	if (verdict != RELAY_NEW) {
 		count_received(vm);
@@ -1424,9 +1455,12 @@ enum relay_verdict relay_offer(struct relay *r, struct vm *vm, uint64_t length, 
 			       uint64_t now)
 {
 	enum relay_verdict verdict;
+	const uint64_t *known;
 
-	if (r->settings.dedup_bytes || !vm->has_record || vm->record_length != length ||
-	    vm->record_xxh64 != xxh64)
+	if (r->settings.dedup_bytes || !vm->has_record || vm->record_length != length)
+		return RELAY_NEW;
+	known = record_xxh64(r, vm);
+	if (!known || *known != xxh64)
 		return RELAY_NEW;
 	verdict = repeat_verdict(r, vm, true, now);
 	if (verdict != RELAY_NEW) {

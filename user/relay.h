@@ -49,7 +49,8 @@ struct relay_report {
 	struct vm *vm;
 	struct buf *content; /* the caller's reference; the relay takes its own */
 	uint64_t digest;     /* SPEC section 5 */
-	uint64_t xxh64;	     /* of the content, seed 0: what offers name */
+	uint64_t xxh64;	     /* of the content, seed 0: what offers name ... */
+	bool xxh64_unknown;  /* ... which is computed when somebody asks for it */
 	/* XXH64 of its whole blocks (match_new()), the caller's; NULL: not known. */
 	const uint64_t *blocks;
 	bool framed;	   /* the agent gets an answer */

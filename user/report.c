@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <assert.h>
 #include <endian.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include "report.h"
 #include "virtualmachine/v1/report.pb-c.h"
@@ -46,16 +49,24 @@ struct field_rule {
 	uint8_t kind;	 /* enum field_kind */
 	uint8_t child;	 /* KIND_MESSAGE: index into schema */
 	uint8_t capture; /* enum capture */
-	bool repeated : 1;
-	bool plain : 1; /* a string that is nothing but well-formed or not */
+	bool repeated;
 };
 
-struct message_rule {
+/* What may be done with a field that begins with a certain byte, its tag, without a closer look. */
+enum shortcut {
+	SHORTCUT_NONE = 0,
+	SHORTCUT_BYTES, /* a string or packed numbers: well-formed if it is ASCII */
+	SHORTCUT_MESSAGE,
+	SHORTCUT_PACKAGE, /* a message that is counted */
+};
+
+struct report_message_rule {
 	const ProtobufCMessageDescriptor *desc;
 	struct field_rule fields[FIELDS_MAX];
+	uint8_t shortcuts[256]; /* enum shortcut */
 };
 
-static struct message_rule schema[MESSAGES_MAX];
+static struct report_message_rule schema[MESSAGES_MAX];
 static size_t n_schema;
 
 static const struct {
@@ -122,8 +133,16 @@ static struct field_rule field_rule_of(const ProtobufCMessageDescriptor *desc,
 	default:
 		assert(!"field type unknown to the validator");
 	}
-	rule.plain = rule.kind == KIND_STRING && rule.capture == CAPTURE_NONE;
 	return rule;
+}
+
+static enum shortcut shortcut_of(const struct field_rule *rule)
+{
+	if (rule->capture)
+		return rule->capture == CAPTURE_PACKAGE ? SHORTCUT_PACKAGE : SHORTCUT_NONE;
+	if (rule->kind == KIND_MESSAGE)
+		return SHORTCUT_MESSAGE;
+	return rule->kind == KIND_STRING || rule->repeated ? SHORTCUT_BYTES : SHORTCUT_NONE;
 }
 
 static void schema_build(void)
@@ -134,9 +153,13 @@ static void schema_build(void)
 
 		schema[i].fields[0].kind = KIND_INVALID;
 		for (unsigned f = 0; f < desc->n_fields; f++) {
-			assert(desc->fields[f].id < FIELDS_MAX);
-			schema[i].fields[desc->fields[f].id] =
-				field_rule_of(desc, &desc->fields[f]);
+			uint32_t number = desc->fields[f].id;
+
+			/* Then its tag is one byte. */
+			assert(number < FIELDS_MAX);
+			schema[i].fields[number] = field_rule_of(desc, &desc->fields[f]);
+			schema[i].shortcuts[number << 3 | WIRE_LENGTH] =
+				shortcut_of(&schema[i].fields[number]);
 		}
 	}
 }
@@ -197,26 +220,43 @@ bool utf8_valid(const uint8_t *s, size_t n)
 	return true;
 }
 
-/* Whether n bytes are ASCII. room, at least n, is how many bytes may be read: with 8 of them a
- * short string, the usual one, costs one load and no loop. */
+#define LOOK 32
+
+/* The high bit of each of the LOOK bytes at p, the first byte's lowest. */
+static inline uint64_t high_bits(const uint8_t *p)
+{
+#ifdef __SSE2__
+	const __m128i *v = (const void *)p;
+
+	return (uint32_t)_mm_movemask_epi8(_mm_loadu_si128(v)) |
+	       (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_loadu_si128(v + 1)) << 16;
+#else
+	uint64_t bits = 0;
+
+	/* The multiplication gathers the lowest bits of eight bytes in the highest byte. */
+	for (unsigned i = 0; i < LOOK; i += 8)
+		bits |= ((le64toh(load64(p + i)) & HIGH_BITS) >> 7) * 0x0102040810204080ULL >>
+			56 << i;
+	return bits;
+#endif
+}
+
+/* Whether n bytes are ASCII. room, at least n, is how many bytes may be read: with LOOK of them a
+ * short string, the usual one, costs one look and no branch that depends on its length. */
 static inline bool ascii(const uint8_t *s, size_t n, size_t room)
 {
 	uint64_t high = 0;
-	size_t i;
 
-	if (n < 8) {
-		if (room >= 8)
-			return (le64toh(load64(s)) & HIGH_BITS & ((1ULL << 8 * n) - 1)) == 0;
-		for (i = 0; i < n; i++)
-			high |= s[i];
-		return (high & 0x80) == 0;
+	if (n <= LOOK && room >= LOOK)
+		return (high_bits(s) & ((1ULL << n) - 1)) == 0;
+	if (n < LOOK) {
+		for (size_t i = 0; i < n; i++)
+			high |= s[i] & 0x80;
+		return high == 0;
 	}
-	for (i = 0; i + 32 <= n; i += 32)
-		high |= load64(s + i) | load64(s + i + 8) | load64(s + i + 16) | load64(s + i + 24);
-	for (; i + 8 <= n; i += 8)
-		high |= load64(s + i);
-	high |= load64(s + n - 8); /* the rest, and some once more */
-	return (high & HIGH_BITS) == 0;
+	for (size_t i = 0; i + LOOK < n; i += LOOK)
+		high |= high_bits(s + i);
+	return (high | high_bits(s + n - LOOK)) == 0; /* some once more */
 }
 
 /* ---- the wire --------------------------------------------------------------------------------- */
@@ -266,30 +306,17 @@ static bool packed_varints_valid(const uint8_t *p, const uint8_t *end)
 	return p != NULL;
 }
 
-/* ---- the walk over a report ------------------------------------------------------------------- */
-struct frame {
-	const uint8_t *end;
-	const struct message_rule *message;
-};
+/* ---- the walk over a report -------------------------------------------------------------------
+ * It goes on as bytes come in. A field of which a part is missing is looked at again from its tag
+ * when there is more; one that need not be looked into is skipped, also beyond what is there.
+ */
 
-struct walk {
-	struct frame parents[REPORT_DEPTH_MAX];
-	unsigned depth;
-	/* the message that is being read */
-	const uint8_t *end;
-	const struct message_rule *message;
-	/* the field that is being read */
-	const uint8_t *field_at;
-	uint64_t number;
-	/* the whole report */
-	const uint8_t *limit;
-	bool seen_index_report;
-	bool seen_vsock_cid;
-	struct report_info info;
-};
+/* Instead of a reason: a part of the field is not there yet. */
+static const char need_more[] = "";
 
 /* Notes what a field of type string or message says. Returns NULL, or why it is malformed. */
-static const char *capture_bytes(struct walk *w, enum capture capture, const uint8_t *p, size_t len)
+static const char *capture_bytes(struct report_check *w, enum capture capture, const uint8_t *p,
+				 size_t len)
 {
 	const char *s = (const char *)p;
 
@@ -326,32 +353,69 @@ static const char *capture_bytes(struct walk *w, enum capture capture, const uin
 	return NULL;
 }
 
+/* Where what there is of the message ends. */
+static inline const uint8_t *there(const struct report_check *w)
+{
+	return MIN(w->end, w->there);
+}
+
 /* The message in the field that is being read becomes the one that is being read. */
-static inline const char *enter(struct walk *w, const struct message_rule *child,
+static inline const char *enter(struct report_check *w, const struct report_message_rule *child,
 				const uint8_t *end)
 {
 	if (w->depth == REPORT_DEPTH_MAX)
 		return "nested too deep";
-	w->parents[w->depth++] = (struct frame){ w->end, w->message };
+	w->parents[w->depth++] = (struct report_frame){ w->end, w->message };
 	w->end = end;
 	w->message = child;
 	return NULL;
 }
 
+/* The message has been read: the one around it goes on. */
+static inline void leave(struct report_check *w)
+{
+	w->depth--;
+	w->end = w->parents[w->depth].end;
+	w->message = w->parents[w->depth].message;
+}
+
+static inline void note_outer(struct report_check *w, const uint8_t *at, uint32_t number,
+			      const uint8_t *end)
+{
+	w->outer_at = at;
+	w->outer_number = number;
+	w->outer_end = end;
+}
+
+/* What varint() failed with: the bytes from p on, of which a varint may have max, may be cut. */
+static const char *bad_varint(const struct report_check *w, const uint8_t *p, unsigned max,
+			      const char *what)
+{
+	return w->there < w->end && w->there - p < max ? need_more : what;
+}
+
 /* A field with a length. *pp is behind its tag and is moved behind the field, or, if the field is
- * a message, to its first byte. Returns NULL, or why the field is malformed. */
-static inline const char *field_with_length(struct walk *w, const struct field_rule *rule,
+ * a message, to its first byte. Returns NULL; need_more, with nothing changed but *pp; or why the
+ * field is malformed. */
+static inline const char *field_with_length(struct report_check *w, const struct field_rule *rule,
 					    const uint8_t **pp)
 {
 	const char *what;
 	const uint8_t *p;
 	uint64_t len;
 
-	p = varint(*pp, w->end, 5, &len);
-	if (!p || len > LENGTH_MAX)
+	p = varint(*pp, there(w), 5, &len);
+	if (!p)
+		return bad_varint(w, *pp, 5, "bad length");
+	if (len > LENGTH_MAX)
 		return "bad length";
 	if (len > (size_t)(w->end - p))
 		return "longer than the message around it";
+	if (w->depth == 0)
+		note_outer(w, w->field_at, w->number, p + len);
+	if (len > (size_t)(w->there - p) &&
+	    (rule->kind == KIND_STRING || rule->kind == KIND_VARINT))
+		return need_more;
 
 	if (rule->capture) {
 		what = capture_bytes(w, rule->capture, p, len);
@@ -361,7 +425,7 @@ static inline const char *field_with_length(struct walk *w, const struct field_r
 	*pp = p + len;
 	switch (rule->kind) {
 	case KIND_STRING:
-		if (!ascii(p, len, w->limit - p) && !utf8_valid(p, len))
+		if (!ascii(p, len, w->there - p) && !utf8_valid(p, len))
 			return "string is not UTF-8";
 		return NULL;
 	case KIND_MESSAGE:
@@ -376,44 +440,53 @@ static inline const char *field_with_length(struct walk *w, const struct field_r
 	}
 }
 
-static const char *field_varint(struct walk *w, const struct field_rule *rule, const uint8_t **pp)
+static const char *field_varint(struct report_check *w, const struct field_rule *rule,
+				const uint8_t **pp)
 {
+	const uint8_t *p;
 	uint64_t v;
 
 	if (rule->kind != KIND_VARINT && rule->kind != KIND_UNKNOWN)
 		return "wrong wire type";
-	*pp = varint(*pp, w->end, 10, &v);
-	if (!*pp)
-		return "bad varint";
+	p = varint(*pp, there(w), 10, &v);
+	if (!p)
+		return bad_varint(w, *pp, 10, "bad varint");
+	*pp = p;
 	if (rule->capture == CAPTURE_DETECTED_OS)
 		w->info.detected_os = v;
 	return NULL;
 }
 
-static const char *field_fixed(struct walk *w, const struct field_rule *rule, const uint8_t **pp,
-			       ptrdiff_t size)
+static const char *field_fixed(struct report_check *w, const struct field_rule *rule,
+			       const uint8_t **pp, ptrdiff_t size)
 {
 	if (rule->kind != KIND_UNKNOWN)
 		return "wrong wire type";
 	if (w->end - *pp < size)
 		return "cut";
+	if (w->there - *pp < size)
+		return need_more;
 	*pp += size;
 	return NULL;
 }
 
 /* Reads one field; the same contract as field_with_length(), with *pp before the tag. */
-static inline const char *field(struct walk *w, const uint8_t **pp)
+static inline const char *field(struct report_check *w, const uint8_t **pp)
 {
 	static const struct field_rule unknown = { .kind = KIND_UNKNOWN };
 	const struct field_rule *rule = &unknown;
+	const uint8_t *p = *pp;
 	uint64_t tag;
 
-	w->field_at = *pp;
+	w->field_at = p;
 	w->number = 0;
-	*pp = varint(*pp, w->end, 5, &tag);
-	if (!*pp || tag >> 3 > FIELD_NUMBER_MAX)
+	p = varint(p, there(w), 5, &tag);
+	if (!p)
+		return bad_varint(w, *pp, 5, "bad tag");
+	if (tag >> 3 > FIELD_NUMBER_MAX)
 		return "bad tag";
-	w->number = tag >> 3;
+	*pp = p;
+	w->number = (uint32_t)(tag >> 3);
 	if (w->number < FIELDS_MAX)
 		rule = &w->message->fields[w->number];
 	if (rule->kind == KIND_INVALID)
@@ -433,41 +506,76 @@ static inline const char *field(struct walk *w, const uint8_t **pp)
 	}
 }
 
-/* Skips the fields that make up nearly all of a report: short ASCII strings with small field
- * numbers, of which nothing is noted. Whatever else begins at the byte that is returned, well-formed
- * or not, is field()'s. Without this a report takes a quarter longer. */
-static inline const uint8_t *skip_plain_strings(const struct message_rule *message,
-						const uint8_t *p, const uint8_t *end,
-						const uint8_t *limit)
+/* Takes the fields that make up nearly all of a report: strings and messages with small field
+ * numbers and lengths, of which nothing is noted, and numbers packed. Whatever else begins at the
+ * byte that is returned, well-formed or not, or is not all there, is field()'s. */
+static inline const uint8_t *take_shortcuts(struct report_check *w, const uint8_t *p)
 {
-	/* A tag of one byte has a number below FIELDS_MAX. */
-	_Static_assert(0x7f >> 3 < FIELDS_MAX, "one-byte tags");
-	while (end - p >= 2) {
-		unsigned tag = p[0], len = p[1];
+	const struct report_message_rule *message = w->message;
+	const uint8_t *end = w->end, *limit = w->there;
 
-		if ((tag & 0x87) != WIRE_LENGTH || !message->fields[tag >> 3].plain ||
-		    len >= 0x80 || len > end - p - 2 || !ascii(p + 2, len, limit - p - 2))
+	for (;;) {
+		enum shortcut shortcut;
+		const uint8_t *begin = p + 2;
+		size_t len;
+
+		if (p == end && w->depth > 0) {
+			leave(w);
+			message = w->message;
+			end = w->end;
+			continue;
+		}
+		if (limit - p < 2 || end - p < 2)
 			break;
-		p += 2 + len;
+		shortcut = message->shortcuts[p[0]];
+		len = p[1];
+		if (shortcut == SHORTCUT_BYTES) {
+			if (len >= 0x80 || len > (size_t)(MIN(end, limit) - begin) ||
+			    !ascii(begin, len, limit - begin))
+				break;
+			p = begin + len;
+			continue;
+		}
+		if (shortcut == SHORTCUT_NONE)
+			break;
+		if (len >= 0x80) {
+			if (begin >= limit || begin >= end || *begin >= 0x80)
+				break;
+			len = (len & 0x7f) | (size_t)*begin++ << 7;
+		}
+		if (len > (size_t)(end - begin))
+			break;
+		if (w->depth == 0)
+			note_outer(w, p, p[0] >> 3, begin + len);
+		if (len == 0 && w->depth < REPORT_DEPTH_MAX) {
+			w->info.packages += shortcut == SHORTCUT_PACKAGE;
+			p = begin;
+			continue;
+		}
+		if (enter(w, &schema[message->fields[p[0] >> 3].child], begin + len))
+			break;
+		w->info.packages += shortcut == SHORTCUT_PACKAGE;
+		p = begin;
+		message = w->message;
+		end = w->end;
 	}
 	return p;
 }
 
-/* Walks over all fields from p to w->limit. Returns NULL, or why the report is malformed. */
-static const char *walk(struct walk *w, const uint8_t *p)
+/* Walks over all fields that are there. Returns NULL at the end of the report, need_more, or why it
+ * is malformed. */
+static const char *walk(struct report_check *w)
 {
+	const uint8_t *p = w->at;
 	const char *what;
 
 	for (;;) {
-		p = skip_plain_strings(w->message, p, w->end, w->limit);
-		if (p == w->end) {
-			if (w->depth == 0)
-				return NULL;
-			w->depth--;
-			w->end = w->parents[w->depth].end;
-			w->message = w->parents[w->depth].message;
-			continue;
-		}
+		p = take_shortcuts(w, p);
+		w->at = p;
+		if (p == w->end)
+			return NULL; /* of the whole: it would have left a message */
+		if (p >= w->there)
+			return need_more;
 		what = field(w, &p);
 		if (what)
 			return what;
@@ -494,47 +602,95 @@ static bool cid_matches(const struct report_info *info, uint32_t peer_cid)
 	       memcmp(info->vsock_cid, canonical, n) == 0;
 }
 
-int report_validate(const uint8_t *data, size_t len, uint32_t peer_cid, struct report_error *error,
-		    struct report_info *ret)
+void report_check_begin(struct report_check *w, const uint8_t *data, size_t max)
 {
-	struct walk w;
-	const char *what;
-
 	if (n_schema == 0)
 		schema_build();
-	if (len == 0)
-		data = (const uint8_t *)""; /* no arithmetic on NULL */
-
 	/* Not an initialiser: that would clear the parents too. */
-	w.depth = 0;
-	w.end = w.limit = data + len;
-	w.message = &schema[0];
-	w.seen_index_report = w.seen_vsock_cid = false;
-	w.info = (struct report_info){};
+	memset(w, 0, offsetof(struct report_check, parents));
+	w->data = w->at = w->there = data;
+	w->end = data + max;
+	w->message = &schema[0];
+}
 
-	what = walk(&w, data);
-	if (what) {
+void report_check_more(struct report_check *w, size_t have)
+{
+	const char *what;
+
+	w->there = w->data + have;
+	if (w->what)
+		return;
+	what = walk(w);
+	/* NULL: all of max is there. */
+	w->what = what == need_more ? NULL : what;
+}
+
+/* Now it is known where the report ends. What does not fit into it is malformed, before anything
+ * that was found in it. */
+static void end_walk(struct report_check *w, size_t len)
+{
+	const uint8_t *end = w->data + len;
+
+	if (w->outer_end && w->outer_end > end) {
+		w->what = "longer than the message around it";
+		w->message = &schema[0];
+		w->number = w->outer_number;
+		w->field_at = w->outer_at;
+		return;
+	}
+	if (w->depth > 0)
+		w->parents[0].end = end;
+	else
+		w->end = end;
+	report_check_more(w, len);
+}
+
+static void describe_malformed(const struct report_check *w, struct report_error *ret)
+{
+	*ret = (struct report_error){
+		.what = w->what,
+		.message = w->message->desc->name,
+		.field = w->number,
+		.offset = (size_t)(w->field_at - w->data),
+	};
+}
+
+static void describe_mismatch(const struct report_check *w, struct report_error *ret)
+{
+	*ret = (struct report_error){
+		.what = w->seen_vsock_cid ? "not the peer's CID" : "missing",
+		.message = virtualmachine__v1__index_report__descriptor.name,
+		.field = 1,
+	};
+	copy_claim(&w->info, ret->claimed_cid, sizeof(ret->claimed_cid));
+}
+
+int report_check_end(struct report_check *w, size_t len, uint32_t peer_cid,
+		     struct report_error *error, struct report_info *ret)
+{
+	end_walk(w, len);
+	if (w->what) {
 		if (error)
-			*error = (struct report_error){
-				.what = what,
-				.message = w.message->desc->name,
-				.field = w.number,
-				.offset = w.field_at - data,
-			};
+			describe_malformed(w, error);
 		return -EBADMSG;
 	}
-	if (!cid_matches(&w.info, peer_cid)) {
-		if (error) {
-			*error = (struct report_error){
-				.what = w.seen_vsock_cid ? "not the peer's CID" : "missing",
-				.message = virtualmachine__v1__index_report__descriptor.name,
-				.field = 1,
-			};
-			copy_claim(&w.info, error->claimed_cid, sizeof(error->claimed_cid));
-		}
+	if (!cid_matches(&w->info, peer_cid)) {
+		if (error)
+			describe_mismatch(w, error);
 		return -ESRCH;
 	}
 	if (ret)
-		*ret = w.info;
+		*ret = w->info;
 	return 0;
+}
+
+int report_validate(const uint8_t *data, size_t len, uint32_t peer_cid, struct report_error *error,
+		    struct report_info *ret)
+{
+	struct report_check w;
+
+	if (len == 0)
+		data = (const uint8_t *)""; /* no arithmetic on NULL */
+	report_check_begin(&w, data, len);
+	return report_check_end(&w, len, peer_cid, error, ret);
 }

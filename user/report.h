@@ -68,6 +68,49 @@ struct report_error {
 int report_validate(const uint8_t *data, size_t len, uint32_t peer_cid, struct report_error *error,
 		    struct report_info *ret);
 
+/*
+ * The same while the report comes in, so that its bytes are looked at while they are in the CPU's
+ * cache. What is said in the end, error and position included, is what report_validate() says of
+ * the whole: how the bytes came makes no difference. Nothing is said before the end, since only that
+ * tells what is cut. Plain data, needs no destructor.
+ */
+struct report_message_rule;
+
+struct report_frame {
+	const uint8_t *end;
+	const struct report_message_rule *message;
+};
+
+struct report_check {
+	const uint8_t *data;
+	const uint8_t *there; /* the end of what there is of the report */
+	const uint8_t *at;    /* the next field; beyond that end if it is skipped */
+	const char *what;     /* why the report is malformed, unless it ends before that; or NULL */
+	unsigned depth;
+	/* the message that is being read */
+	const uint8_t *end;
+	const struct report_message_rule *message;
+	/* the field that is being read */
+	const uint8_t *field_at;
+	uint32_t number;
+	/* the field of the report itself that it is in, or is; only of those with a length */
+	const uint8_t *outer_at, *outer_end;
+	uint32_t outer_number;
+	bool seen_index_report;
+	bool seen_vsock_cid;
+	struct report_info info;
+	struct report_frame parents[REPORT_DEPTH_MAX];
+};
+
+/* A report of at most max bytes is going to come to `data`, where it stays. */
+void report_check_begin(struct report_check *c, const uint8_t *data, size_t max);
+/* Its first `have` bytes are there: at least as many as at the last call. Time over all calls is
+ * linear in them. */
+void report_check_more(struct report_check *c, size_t have);
+/* The report has come and has len bytes. Arguments and result are those of report_validate(). */
+int report_check_end(struct report_check *c, size_t len, uint32_t peer_cid,
+		     struct report_error *error, struct report_info *ret);
+
 /* The reason to count for what report_validate() returned. */
 static inline enum reason report_reason(int r)
 {

@@ -15,8 +15,9 @@ struct store_content {
 	struct vsr_vm_id vm;
 	uint64_t generation;
 	uint64_t length;
-	uint64_t digest; /* SPEC 5 */
-	uint64_t xxh64;	 /* of the payload, seed 0 */
+	uint64_t digest;    /* SPEC 5 */
+	uint64_t xxh64;	    /* of the payload, seed 0 */
+	bool xxh64_unknown; /* never of what is written */
 	uint64_t vm_id_hash;
 	uint64_t age; /* usec since custody began */
 };

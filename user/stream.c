@@ -10,8 +10,8 @@
 #include "ingest_bpf.h"
 #include "pool.h"
 
-/* Bytes of one recv(): hashed while they are in the CPU's cache. */
-#define READ_CHUNK (256 * KIB)
+/* Bytes of one recv(), or copied at once: looked at while they are in the CPU's cache. */
+#define READ_CHUNK (128 * KIB)
 /* Bytes read before the loop turns to somebody else. */
 #define READ_TURN MIB
 /* Of a recv() whose bytes are only compared: they stay in the CPU's cache. */
@@ -92,6 +92,11 @@ static uint64_t header_size(const struct stream *s)
 	return stream_framed(s) ? VSR_HEADER_SIZE : 0;
 }
 
+static bool wants_xxh64(const struct stream *s)
+{
+	return stream_framed(s) || s->config->xxh64_of_raw;
+}
+
 static bool diverged(const struct stream *s)
 {
 	return s->seen.flags & VSR_CONN_DIVERGED;
@@ -116,6 +121,50 @@ static void publish(struct stream *s, size_t more)
 		ingest_bpf_grant_set(s->bpf, s->slot, s->reserved, buffered(s) + more - known);
 }
 
+/* Looks at what was read and not looked at yet, as soon as it is known where the payload begins. */
+static void look_at_read(struct stream *s)
+{
+	uint64_t header = header_size(s), from = MAX(s->looked_at, header);
+	const uint8_t *p = buf_data(s->buf) + from - header;
+
+	if (s->seen.mode == VSR_MODE_UNKNOWN || s->read <= from)
+		return;
+	digest_update(&s->digest, p, s->read - from);
+	if (wants_xxh64(s))
+		XXH64_update(s->xxh64, p, s->read - from);
+	report_check_more(&s->check, s->read - header);
+	s->looked_at = s->read;
+}
+
+/* The next n bytes of the beginning of the stream are these. */
+static void restored(struct stream *s, const void *p, uint64_t n)
+{
+	memcpy(buf_tail(s->buf), p, n);
+	buf_advance(s->buf, n);
+	s->read += n;
+	look_at_read(s);
+}
+
+static int restore_equal(struct stream *s, uint64_t n)
+{
+	const struct buf *content = match_content(s->match);
+	int r;
+
+	for (uint64_t at = 0, part; content && at < n; at += part) {
+		part = MIN(n - at, (uint64_t)READ_CHUNK);
+		restored(s, buf_data(content) + at, part);
+	}
+	if (content)
+		return 0;
+	r = match_copy(s->match, buf_tail(s->buf), n);
+	if (r == 0) {
+		buf_advance(s->buf, n);
+		s->read += n;
+		look_at_read(s);
+	}
+	return r;
+}
+
 /*
  * The beginning of the stream, which nobody kept, comes into the empty buffer: what equals the
  * cached content. In BPF mode that is known of whole blocks; the bytes that filled a part of the next
@@ -124,18 +173,15 @@ static void publish(struct stream *s, size_t more)
 static int restore_payload(struct stream *s, uint64_t n)
 {
 	uint64_t equal = MIN(n, s->seen.matched);
-	uint8_t *p = buf_tail(s->buf);
 	struct vsr_buf blocks;
 	int r;
 
-	r = match_copy(s->match, p, equal);
-	if (r == 0 && n > equal) {
-		r = ingest_bpf_buf(s->bpf, s->slot, &blocks);
-		if (r == 0)
-			memcpy(p + equal, diverged(s) ? blocks.diverged : blocks.block, n - equal);
-	}
+	r = restore_equal(s, equal);
+	if (r < 0 || n == equal)
+		return r;
+	r = ingest_bpf_buf(s->bpf, s->slot, &blocks);
 	if (r == 0)
-		buf_advance(s->buf, n);
+		restored(s, diverged(s) ? blocks.diverged : blocks.block, n - equal);
 	return r;
 }
 
@@ -146,14 +192,13 @@ static int restore(struct stream *s)
 
 	if (n == 0)
 		return 0;
+	s->read = 0;
 	if (n < header) {
-		memcpy(buf_tail(s->buf), s->seen.header, n);
-		buf_advance(s->buf, n);
+		restored(s, s->seen.header, n);
 	} else {
+		s->read = header;
 		r = restore_payload(s, n - header);
 	}
-	if (r == 0)
-		s->read = n;
 	return r;
 }
 
@@ -176,24 +221,13 @@ static int need_buffer(struct stream *s)
 	r = buf_new(max, &s->buf);
 	if (r < 0)
 		return r;
+	report_check_begin(&s->check, buf_data(s->buf), max);
 	if (restore(s) < 0) {
 		s->buf = buf_unref(s->buf);
 		return -ENOBUFS;
 	}
 	s->match = match_unref(s->match);
 	return 0;
-}
-
-/* Hashes what was read and not hashed yet, as soon as it is known where the payload begins. */
-static void hash_read(struct stream *s)
-{
-	uint64_t header = header_size(s), from = MAX(s->hashed, header);
-
-	if (s->seen.mode == VSR_MODE_UNKNOWN || s->read <= from)
-		return;
-	digest_update(&s->digest, buf_data(s->buf) + from - header, s->read - from);
-	XXH64_update(s->xxh64, buf_data(s->buf) + from - header, s->read - from);
-	s->hashed = s->read;
 }
 
 /* What may be a header is read by itself, and then makes room: the payload begins a page. */
@@ -306,7 +340,7 @@ static int read_owed(struct stream *s, uint64_t most)
 
 		if (got <= 0)
 			return got < 0 ? (int)got : -EAGAIN;
-		hash_read(s);
+		look_at_read(s);
 		n -= (uint64_t)got;
 	}
 	return 0;
@@ -412,7 +446,7 @@ static int take_bpf(struct stream *s, enum reason *ret_reason)
 		*ret_reason = REASON_INTERNAL;
 		return -EPROTO;
 	}
-	hash_read(s);
+	look_at_read(s);
 	r = confirm_digest(s);
 	if (r < 0)
 		*ret_reason = went_on(s) ? REASON_AFTER_END : REASON_KERNEL_DIGEST;
@@ -617,7 +651,7 @@ static enum stream_state look_user(struct stream *s, enum reason *ret_reason)
 		if (r < 0)
 			return refuse(reason_of(r), ret_reason);
 		if (s->buf)
-			hash_read(s);
+			look_at_read(s);
 		if (s->seen.mode == VSR_MODE_VSR2 && !s->offer_told) {
 			s->offer_told = true;
 			return STREAM_OFFER;
@@ -660,7 +694,7 @@ int stream_take(struct stream *s, enum reason *ret_reason)
 	}
 	if (stream_framed(s) && s->read == VSR_HEADER_SIZE)
 		buf_restart(s->buf); /* an empty payload */
-	hash_read(s);
+	look_at_read(s);
 	buf_seal(s->buf);
 	s->sealed = true;
 	return 0;
@@ -737,9 +771,21 @@ int stream_digest(const struct stream *s, uint64_t *ret)
 	return 0;
 }
 
-uint64_t stream_xxh64(const struct stream *s)
+bool stream_xxh64(const struct stream *s, uint64_t *ret)
 {
-	return s->match ? match_xxh64(s->match) : XXH64_digest(s->xxh64);
+	if (!wants_xxh64(s))
+		return false;
+	/* With match the payload is cached content, and was not looked at. */
+	*ret = s->match ? XXH64(buf_data(s->buf), buf_len(s->buf), 0) : XXH64_digest(s->xxh64);
+	return true;
+}
+
+int stream_validate(struct stream *s, uint32_t peer_cid, struct report_error *error,
+		    struct report_info *ret)
+{
+	if (s->match)
+		return report_validate(buf_data(s->buf), buf_len(s->buf), peer_cid, error, ret);
+	return report_check_end(&s->check, buf_len(s->buf), peer_cid, error, ret);
 }
 
 const uint64_t *stream_blocks(const struct stream *s)

@@ -29,6 +29,7 @@
 #include "digest.h"
 #include "match.h"
 #include "reason.h"
+#include "report.h"
 #include "vsr_abi.h"
 #include "vsr_frame.h"
 
@@ -40,6 +41,7 @@ struct stream_config {
 	struct vsr_pool *pool;	/* the shared reserve: BPF's (mapped) or one of our own */
 	uint64_t seed;		/* of the digest */
 	uint32_t max_report;	/* bytes of payload, exactly this many are accepted */
+	bool xxh64_of_raw;	/* is wanted at once: it will be the checksum of a file */
 };
 
 struct stream {
@@ -62,12 +64,13 @@ struct stream {
 	bool offer_told;
 	bool sealed;
 	struct buf *buf; /* NULL as long as nothing is to be kept */
-	/* Of what was read, hashed while it is in the CPU's cache: the payload's digest and XXH64,
-	 * up to `hashed`, an offset into the stream. */
+	/* What was read is looked at while it is in the CPU's cache, up to `looked_at`, an offset into
+	 * the stream: the payload's digest, its XXH64 if it is wanted, whether it is well-formed. */
 	struct digest digest;
-	XXH64_state_t *xxh64; /* made with buf */
-	uint64_t *blocks;     /* likewise: XXH64 of the payload's whole blocks */
-	uint64_t hashed;
+	struct report_check check; /* begins with buf */
+	XXH64_state_t *xxh64;	   /* made with buf */
+	uint64_t *blocks;	   /* likewise: XXH64 of the payload's whole blocks */
+	uint64_t looked_at;
 };
 
 enum stream_state {
@@ -133,8 +136,14 @@ uint64_t stream_length(const struct stream *s);
  * may not be read yet. Returns 0, or -errno if the maps cannot be read. */
 int stream_digest(const struct stream *s, uint64_t *ret);
 
-/* After stream_take(): XXH64, seed 0, of the payload. */
-uint64_t stream_xxh64(const struct stream *s);
+/* After stream_take(): XXH64, seed 0, of the payload. Returns false if it is not known, in raw mode
+ * alone: nobody may ever ask for it (stream_config.xxh64_of_raw). */
+bool stream_xxh64(const struct stream *s, uint64_t *ret);
+
+/* After stream_take(): whether the payload is a report of the VM with CID peer_cid. As
+ * report_validate(). */
+int stream_validate(struct stream *s, uint32_t peer_cid, struct report_error *error,
+		    struct report_info *ret);
 
 /* After stream_take(): XXH64 of the payload's whole blocks, or NULL: it is cached content, and they
  * are known. */

@@ -45,6 +45,7 @@ struct vm {
 
 	/* relay, which alone writes these */
 	bool has_record; /* record_digest and record_length are valid (SPEC 2, digest of record) */
+	bool record_xxh64_unknown; /* record_xxh64 is not: nobody has asked for it yet */
 	struct bucket reports;
 	uint64_t record_digest;
 	uint64_t record_length;

@@ -497,7 +497,7 @@ static double content_bytes(uint32_t n)
 	for (uint32_t i = 0; i < n; i++) {
 		struct buf *b = content(1);
 
-		matches[i] = match_new(t, b, 1, 1, NULL);
+		matches[i] = match_new(t, b, 1, NULL);
 		buf_unref(b);
 	}
 	after = allocated();

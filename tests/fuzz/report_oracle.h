@@ -196,6 +196,80 @@ static inline const char *oracle_compare_info(const Virtualmachine__V1__VMReport
 	return NULL;
 }
 
+static inline bool oracle_same_text(const char *a, size_t a_len, const char *b, size_t b_len)
+{
+	return a == b && a_len == b_len;
+}
+
+/* Whether the two say the same, of the same report. */
+static inline bool oracle_same_result(int r, const struct report_error *e,
+				      const struct report_info *i, int r2,
+				      const struct report_error *e2, const struct report_info *i2)
+{
+	if (r != r2)
+		return false;
+	if (r < 0)
+		return streq(e->what, e2->what) && streq(e->message, e2->message) &&
+		       e->field == e2->field && e->offset == e2->offset &&
+		       streq(e->claimed_cid, e2->claimed_cid);
+	return oracle_same_text(i->vsock_cid, i->vsock_cid_len, i2->vsock_cid, i2->vsock_cid_len) &&
+	       oracle_same_text(i->vm_id, i->vm_id_len, i2->vm_id, i2->vm_id_len) &&
+	       oracle_same_text(i->os_version, i->os_version_len, i2->os_version,
+				i2->os_version_len) &&
+	       i->detected_os == i2->detected_os && i->packages == i2->packages &&
+	       i->packages_deprecated == i2->packages_deprecated;
+}
+
+/* Validates the report as it comes: in pieces of a length that is random up to `piece`, in an
+ * allocation that ends with it, but of which only `max` is known. Each piece is written just before
+ * it is announced, so that what is read too early is not what it will be. */
+static inline const char *oracle_check_pieces(const uint8_t *data, size_t len, uint32_t cid,
+					      size_t piece, size_t max, uint64_t random)
+{
+	struct report_error error = {}, error2 = {};
+	struct report_info info = {}, info2 = {};
+	struct report_check check;
+	uint8_t *copy = malloc(MAX(len, (size_t)1));
+	const char *problem = NULL;
+	int r, r2;
+
+	if (!copy)
+		return "no memory";
+	memset(copy, 0xff, len);
+	report_check_begin(&check, copy, max);
+	for (size_t have = 0; have < len;) {
+		size_t n;
+
+		random = random * 6364136223846793005ULL + 1442695040888963407ULL;
+		n = MIN(1 + (size_t)(random >> 33) % piece, len - have);
+		memcpy(copy + have, data + have, n);
+		have += n;
+		if (have < len || random >> 63)
+			report_check_more(&check, have);
+	}
+	r = report_check_end(&check, len, cid, &error, &info);
+	r2 = report_validate(copy, len, cid, &error2, &info2);
+	if (!oracle_same_result(r, &error, &info, r2, &error2, &info2))
+		problem = "what is said of the pieces is not what is said of the whole";
+	free(copy);
+	return problem;
+}
+
+/* The same with pieces of several sizes, chosen by the bytes themselves. */
+static inline const char *oracle_check_splits(const uint8_t *data, size_t len, uint32_t cid)
+{
+	static const size_t pieces[] = { 1, 3, 40, 5000 };
+	uint64_t random = len;
+	const char *problem = NULL;
+
+	for (size_t i = 0; i < MIN(len, (size_t)256); i++)
+		random = random * 31 + data[i];
+	for (size_t i = 0; i < ARRAY_SIZE(pieces) && !problem; i++)
+		problem = oracle_check_pieces(data, len, cid, pieces[i],
+					      len + (size_t)(random >> i & 3) * 100, random + i);
+	return problem;
+}
+
 /* Validates the report both ways. Returns NULL if they agree, or what is wrong. */
 static inline const char *oracle_check(const uint8_t *data, size_t len, uint32_t cid)
 {
@@ -208,6 +282,9 @@ static inline const char *oracle_check(const uint8_t *data, size_t len, uint32_t
 	bool cid_fits;
 	int r;
 
+	problem = oracle_check_splits(data, len, cid);
+	if (problem)
+		return problem;
 	r = report_validate(data, len, cid, &error, &info);
 	m = virtualmachine__v1__vmreport__unpack(NULL, len, data);
 	if (!m)
