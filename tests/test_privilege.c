@@ -11,6 +11,7 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -87,6 +88,33 @@ static void test_after_the_drop_the_kernel_shows_no_privilege(void **state)
 {
 	(void)state;
 	in_child(become_nobody);
+}
+
+/* As in /proc/self/status, before the drop and after it. */
+static void tell_state(void)
+{
+	struct privilege_state p;
+	char text[17];
+
+	needs_root();
+	STEP(1, privilege_state(&p) == 0);
+	STEP(2, p.uid == 0 && p.effective != 0 && p.bounding != 0);
+	snprintf(text, sizeof(text), "%016" PRIx64, p.bounding);
+	STEP(3, status_is("CapBnd", text));
+	snprintf(text, sizeof(text), "%016" PRIx64, p.effective);
+	STEP(4, status_is("CapEff", text));
+	become_nobody();
+	STEP(20, privilege_state(&p) == 0);
+	STEP(21, p.uid == 65534 && p.gid == 65534 && p.no_new_privs);
+	STEP(22, !(p.effective | p.permitted | p.inheritable | p.bounding | p.ambient));
+	snprintf(text, sizeof(text), "%d", p.seccomp);
+	STEP(23, status_is("Seccomp", text));
+}
+
+static void test_the_state_is_told_as_the_kernel_has_it(void **state)
+{
+	(void)state;
+	in_child(tell_state);
 }
 
 static void come_back(void)
@@ -299,6 +327,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_after_the_drop_the_kernel_shows_no_privilege),
+		cmocka_unit_test(test_the_state_is_told_as_the_kernel_has_it),
 		cmocka_unit_test(test_there_is_no_way_back),
 		cmocka_unit_test(test_the_drop_may_be_repeated),
 		cmocka_unit_test(test_who_stays_root_has_no_capability_left),

@@ -22,6 +22,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
+import report as rp
 from fakeguest import FakeGuest, FakeGuestError
 from relay import Relay, wait_for
 from soak import Vm, run_round
@@ -62,6 +63,14 @@ def bpftool(*command):
     return json.loads(subprocess.check_output(["bpftool", "-j", *command], timeout=60))
 
 
+def delete_entries(entries, *which):
+    """Some may be gone already."""
+    for entry in entries:
+        subprocess.run(["bpftool", "map", "delete", *which, "key", "hex",
+                        *(b.removeprefix("0x") for b in entry["key"])],
+                       check=False, stderr=subprocess.DEVNULL)  # fmt: skip
+
+
 class Node:
     """The relay, its disks, and the guests."""
 
@@ -90,7 +99,8 @@ class Node:
             path = f"{self.relay.dir}/guest{n}"
             self.fake(cid).guest(cid)
             self.fake(cid).bridge(cid, 818, path)
-            self.vms.append(Vm(cid, path, options.seed, SIZES))
+            # A connection whose entry somebody deletes is answered 7.
+            self.vms.append(Vm(cid, path, options.seed, SIZES, also=(rp.INTERNAL,)))
 
     def fake(self, cid):
         return self.fakes[(cid - FIRST_CID) // GUESTS_A_PROCESS]
@@ -155,10 +165,15 @@ class Node:
         if not os.path.exists(path):
             return  # unpinned before
         dump = bpftool("map", "dump", "pinned", path)
-        for entry in rng.sample(dump, min(len(dump), 5)):
-            subprocess.run(["bpftool", "map", "delete", "pinned", path, "key", "hex",
-                            *(b.removeprefix("0x") for b in entry["key"])],
-                           check=False, stderr=subprocess.DEVNULL)  # fmt: skip
+        delete_entries(rng.sample(dump, min(len(dump), 5)), "pinned", path)
+
+    def connections_deleted(self, rng):
+        """Entries of the map that the verdict and the daemon do decide by: these connections end, and no
+        other one."""
+        number = str(max(m["id"] for m in bpftool("map", "show") if m.get("name") == "vsr_conns"))
+        for _ in range(5):
+            delete_entries(bpftool("map", "dump", "id", number), "id", number)
+            time.sleep(0.1)
 
     def unpinned(self, rng):
         for name in os.listdir(PINS):
@@ -184,7 +199,7 @@ class Node:
         sh("insmod", f"/lib/modules/{module}")
 
     HAPPENINGS = (reload, paused, terminated, killed, disk_full, upstream_fails, little_memory,
-                  clock_jumps, entries_deleted, unpinned, guest_reborn, guest_reborn,
+                  clock_jumps, entries_deleted, connections_deleted, unpinned, guest_reborn, guest_reborn,
                   transport_goes)  # fmt: skip
 
     def disturb(self, rng, until, counts):
