@@ -308,6 +308,20 @@ def privileges(bpf):
         said = in_child(try_it)
         assert said == ["EACCES", "EPERM"], said
 
+    def choose():
+        _checked(_libc.unshare(CLONE_NEWNET))
+        said = []
+        for mode in ("local", "local", "global"):
+            try:
+                with open(f"{SYSCTL}/child_ns_mode", "w", encoding="ascii") as f:
+                    f.write(mode)
+                said.append("written")
+            except OSError as e:
+                said.append(errno.errorcode[e.errno])
+        return said
+
+    print(f"# child_ns_mode written thrice, local, local, global: {in_child(choose)}", flush=True)
+
 
 def left_out(bpf):
     """A kernel without vsock namespaces: the listeners are left out with a warning, as every VM

@@ -71,7 +71,7 @@ def sizes(world):
     # The smallest ones have no room to differ: each is to be stored nevertheless.
     with world.relay({"unchanged": "forward"}) as r:
         address, cid = world.address(r), world.cid()
-        sent = 0
+        sent = n = 0
         for size in SIZES:
             for mode in ("half", "close", "vsr1", "vsr2"):
                 payload = rp.report(cid, size, seed=mode)
@@ -81,6 +81,9 @@ def sizes(world):
                     assert rp.send_framed(address, payload) == rp.ACCEPTED
                 else:
                     assert rp.send_offer(address, payload) == (rp.ACCEPTED, size)
+                n += 1
+                # One that does not differ is stored before it has come.
+                r.wait_metric("reports_valid_total", value=n)
                 r.wait_stored(cid, payload)
                 r.wait_metric("contents_held", value=0)
                 sent += size
