@@ -141,7 +141,9 @@ static void processes_are_scanned(void **state _unused_)
 	_cleanup_(names_freep)
 	struct names *n = calloc(1, sizeof(*n));
 	static const char args[] = "qemu\0-name\0web-1\0-device\0vhost-vsock-pci,guest-cid=42";
-	char dir[] = "/tmp/test_names.XXXXXX", path[64];
+	char dir[] = "/tmp/test_names.XXXXXX", path[64], netns[64];
+	struct settings_listener item = { .netns = netns, .ns = 7 };
+	const struct settings_listeners none = {}, inside = { .n = 1, .item = &item };
 	int fd;
 
 	assert_non_null(mkdtemp(dir));
@@ -153,10 +155,21 @@ static void processes_are_scanned(void **state _unused_)
 	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 	assert_int_equal(write(fd, args, sizeof(args)), sizeof(args));
 	close(fd);
-	names_scan_processes(n, dir, 0);
+	names_scan_processes(n, dir, 0, &none);
 	assert_int_equal(n->n, 1);
 	assert_string_equal(names_find(n, vm42), "web-1");
-	names_scan_processes(n, "/nonexistent", 0);
+	names_scan_processes(n, "/nonexistent", 0, &none);
+
+	/* Of the network namespace that a listener is in. */
+	snprintf(netns, sizeof(netns), "%s/123/ns", dir);
+	assert_int_equal(mkdir(netns, 0700), 0);
+	snprintf(netns, sizeof(netns), "%s/123/ns/net", dir);
+	assert_int_equal(symlink("../cmdline", netns), 0);
+	names_scan_processes(n, dir, 0, &inside);
+	assert_string_equal(names_find(n, (struct vsr_vm_id){ .ns = 7, .cid = 42 }), "web-1");
+	unlink(netns);
+	snprintf(netns, sizeof(netns), "%s/123/ns", dir);
+	rmdir(netns);
 	unlink(path);
 	snprintf(path, sizeof(path), "%s/123", dir);
 	rmdir(path);

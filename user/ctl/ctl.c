@@ -182,7 +182,7 @@ static const struct names *vm_names(struct ctl *ctl)
 		r = names_read_file(ctl->vm_names, ctl->names, ns, &line);
 	if (r < 0 && !ctl->names_at)
 		say_bad_names(ctl, r, line); /* once */
-	names_scan_processes(ctl->vm_names, "/proc", ns);
+	names_scan_processes(ctl->vm_names, "/proc", ns, &ctl->settings->listeners);
 	ctl->names_at = clock_usec();
 	return ctl->vm_names;
 }

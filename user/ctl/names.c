@@ -4,6 +4,7 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #define LINE_LEN	1024
 #define COMMAND_LEN_MAX (256 * KIB)
@@ -170,7 +171,25 @@ static size_t read_command_line(int proc, const char *pid, char *buf, size_t siz
 	return len;
 }
 
-void names_scan_processes(struct names *names, const char *proc, uint32_t ns)
+/* Of the VMs of that process. */
+static uint32_t ns_of_process(int proc, const char *pid, uint32_t ns,
+			      const struct settings_listeners *listeners)
+{
+	struct stat own, there;
+	char path[64];
+
+	snprintf(path, sizeof(path), "%.20s/ns/net", pid);
+	if (listeners->n == 0 || fstatat(proc, path, &own, 0) < 0)
+		return ns;
+	for (size_t i = 0; i < listeners->n; i++)
+		if (stat(listeners->item[i].netns, &there) == 0 && there.st_ino == own.st_ino &&
+		    there.st_dev == own.st_dev)
+			return listeners->item[i].ns;
+	return ns;
+}
+
+void names_scan_processes(struct names *names, const char *proc, uint32_t ns,
+			  const struct settings_listeners *listeners)
 {
 	_cleanup_free_ char *args = malloc(COMMAND_LEN_MAX);
 	DIR *d = args ? opendir(proc) : NULL;
@@ -185,7 +204,9 @@ void names_scan_processes(struct names *names, const char *proc, uint32_t ns)
 			continue;
 		len = read_command_line(dirfd(d), e->d_name, args, COMMAND_LEN_MAX);
 		if (len > 0)
-			(void)names_add_command_line(names, args, len, ns);
+			(void)names_add_command_line(names, args, len,
+						     ns_of_process(dirfd(d), e->d_name, ns,
+								   listeners));
 	}
 	closedir(d);
 }

@@ -6,6 +6,7 @@
 #ifndef VSR_CTL_NAMES_H
 #define VSR_CTL_NAMES_H
 
+#include "settings.h"
 #include "util.h"
 #include "vsr_abi.h"
 
@@ -27,9 +28,11 @@ int names_read_file(struct names *names, const char *path, uint32_t ns, size_t *
  * vhost-vsock device and a name, and the VM has none yet. Returns whether it did; -ENOMEM. */
 int names_add_command_line(struct names *names, const char *args, size_t len, uint32_t ns);
 
-/* The same for all processes of this machine, below proc ("/proc"). What cannot be read is left
- * out. */
-void names_scan_processes(struct names *names, const char *proc, uint32_t ns);
+/* The same for all processes of this machine, below proc ("/proc"): the VM of one that is in the
+ * network namespace of one of `listeners` is that one's, all others are of ns. What cannot be read is
+ * left out. */
+void names_scan_processes(struct names *names, const char *proc, uint32_t ns,
+			  const struct settings_listeners *listeners);
 
 /* The VM's name; NULL: it has none. */
 const char *names_find(const struct names *names, struct vsr_vm_id id);
