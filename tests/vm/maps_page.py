@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""docs/maps.md against a VM: boots one in which the relay and four guests' worth of traffic do what the
-page says, runs each command of the page there, and compares what it prints: names, order, sizes and
-form of every line; numbers and times may differ. Prints TAP.
+"""docs/maps.md against a VM: boots one in which the relay and three guests do what the page says, runs
+each command of the page there, and compares what it prints: names, order, sizes and form of every line;
+numbers and times may differ. Prints TAP.
 
     tests/vm/maps_page.py BUILD           the comparison
     tests/vm/maps_page.py BUILD --write   puts the text of this run into the page, where it had such a line
