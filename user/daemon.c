@@ -939,6 +939,11 @@ static int lock_pins(struct daemon *d)
 	return d->pin_lock < 0 && access(dir, F_OK) == 0 ? take_lock(dir, &d->pin_lock) : 0;
 }
 
+static uint32_t blocks_of(const struct settings *s)
+{
+	return (uint32_t)(s->cache.bytes / VSR_BLOCK_SIZE);
+}
+
 /* As far as bpf and the kernel allow: the verdict; else maps for people; else nothing. */
 static int load_bpf(struct daemon *d, uint64_t seed)
 {
@@ -948,7 +953,7 @@ static int load_bpf(struct daemon *d, uint64_t seed)
 		.report_limit = s->report.max_bytes,
 		.slots = s->admission.places,
 		.vms = VM_TABLE_MAX,
-		.blocks = (uint32_t)(s->cache.bytes / VSR_BLOCK_SIZE),
+		.blocks = blocks_of(s),
 		.pool_limit = admission_reserve(d->admission),
 		.pin_dir = s->pin_directory,
 		.pin_uid = d->has_identity ? d->identity.uid : (uid_t)-1,
@@ -1008,12 +1013,12 @@ static int start_core(struct daemon *d)
 	return r < 0 ? log_error_errno(r, "cannot start") : 0;
 }
 
-/* Where no verdict runs, user space alone compares, and needs no digests. */
+/* The digests of cached blocks: where the verdict reads them, or in memory of ours. */
 static int start_matches(struct daemon *d)
 {
 	bool bpf = d->bpf && !ingest_bpf_maps_only(d->bpf);
 	uint64_t *blocks = NULL;
-	uint32_t n = 0;
+	uint32_t n = blocks_of(d->settings);
 	int r;
 
 	if (bpf)

@@ -5,7 +5,8 @@
 #include "metrics.h"
 
 struct match_table {
-	uint64_t *blocks; /* vsr_blocks */
+	uint64_t *blocks; /* vsr_blocks, or own */
+	uint64_t *own;
 	uint32_t n;
 	struct extent_space *space;
 	uint64_t pinned;
@@ -30,8 +31,13 @@ int match_table_new(uint64_t *blocks, uint32_t n, struct match_table **ret)
 
 	if (!t)
 		return -ENOMEM;
-	t->blocks = blocks;
-	t->n = blocks ? n : 0;
+	if (!blocks && n > 0) {
+		t->own = calloc(n, sizeof(*t->own));
+		if (!t->own)
+			return -ENOMEM;
+	}
+	t->blocks = blocks ?: t->own;
+	t->n = n;
 	r = extent_space_new(t->n, &t->space);
 	if (r < 0)
 		return r;
@@ -44,6 +50,7 @@ struct match_table *match_table_free(struct match_table *t)
 	if (!t)
 		return NULL;
 	extent_space_free(t->space);
+	free(t->own);
 	free(t);
 	return NULL;
 }

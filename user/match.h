@@ -3,7 +3,7 @@
  * What a stream can be compared with (SPEC 11, vsr_blocks): a content that the cache holds, with
  * the digests of its whole blocks. The digests are hashed once, when the content is received, and
  * lie in an extent of vsr_blocks where the verdict reads them; in user space the bytes themselves
- * are compared, as long as the cache has them uncompressed.
+ * are compared, as long as the cache has them uncompressed, and then the digests (compare.h).
  *
  * References: the cache entry has one (cache_set_match()) and every connection that compares one of
  * its own. The content and its extent stay as they are until the last one is gone, whatever the
@@ -21,8 +21,9 @@
 struct match_table;
 struct match;
 
-/* A table over the n entries of vsr_blocks, mapped at `blocks`, which must outlive it. NULL and 0
- * where no verdict runs: then only user space compares. Returns 0, -ENOMEM. */
+/* A table over the n entries of vsr_blocks, mapped at `blocks`, which must outlive it. Where no verdict
+ * runs NULL, and n entries of its own, of which those that are used take memory; 0: no digests are kept.
+ * Returns 0, -ENOMEM. */
 int match_table_new(uint64_t *blocks, uint32_t n, struct match_table **ret);
 /* No match of it may be in use any more. Returns NULL. */
 struct match_table *match_table_free(struct match_table *t);

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include "clock.h"
+#include "compare.h"
 #include "ingest_bpf.h"
 #include "pool.h"
 
@@ -34,6 +35,19 @@ int socket_memory(int fd, uint32_t *ret_rmem, uint32_t *ret_wmem)
 	return 0;
 }
 
+/* In user space: with the content's bytes, or as long as the cache has none with the digests of its
+ * blocks. */
+static void compare_with(struct stream *s, struct match *match)
+{
+	uint64_t extent;
+
+	if (!match ||
+	    (!match_content(match) && (!match_extent(match, &extent) ||
+				       compare_new(match, s->config->seed, &s->compare) < 0)))
+		return;
+	s->match = match_ref(match);
+}
+
 int stream_open(struct stream *s, const struct stream_config *config, int fd, bool vsock,
 		struct vsr_vm_id vm, uint32_t slot, uint64_t reserved, struct match *match)
 {
@@ -50,7 +64,7 @@ int stream_open(struct stream *s, const struct stream_config *config, int fd, bo
 	};
 	digest_init(&s->digest, config->seed);
 	if (!vsock || !config->bpf)
-		s->match = match && match_content(match) ? match_ref(match) : NULL;
+		compare_with(s, match);
 	else if (match && match_extent(match, &extent))
 		s->match = match_ref(match);
 	if (!vsock)
@@ -167,8 +181,8 @@ static int restore_equal(struct stream *s, uint64_t n)
 
 /*
  * The beginning of the stream, which nobody kept, comes into the empty buffer: what equals the
- * cached content. In BPF mode that is known of whole blocks; the bytes that filled a part of the next
- * one are in its buffer.
+ * cached content. In BPF mode, and of packed content, that is known of whole blocks; the bytes that filled a
+ * part of the next one are in a buffer of their own.
  */
 static int restore_payload(struct stream *s, uint64_t n)
 {
@@ -176,9 +190,15 @@ static int restore_payload(struct stream *s, uint64_t n)
 	struct vsr_buf blocks;
 	int r;
 
+	if (s->compare)
+		equal -= equal % VSR_BLOCK_SIZE;
 	r = restore_equal(s, equal);
 	if (r < 0 || n == equal)
 		return r;
+	if (s->compare) {
+		restored(s, compare_partial(s->compare), n - equal);
+		return 0;
+	}
 	r = ingest_bpf_buf(s->bpf, s->slot, &blocks);
 	if (r == 0)
 		restored(s, diverged(s) ? blocks.diverged : blocks.block, n - equal);
@@ -226,6 +246,7 @@ static int need_buffer(struct stream *s)
 		s->buf = buf_unref(s->buf);
 		return -ENOBUFS;
 	}
+	s->compare = compare_free(s->compare);
 	s->match = match_unref(s->match);
 	return 0;
 }
@@ -579,7 +600,7 @@ static void count_packet(struct stream *s, size_t n)
 
 /* Whether the n bytes in the window, the last that were read, equal the content. Those of the header
  * are kept anyway. */
-static bool window_equals(const struct stream *s, size_t n)
+static bool window_equals(struct stream *s, size_t n)
 {
 	const struct buf *content = match_content(s->match);
 	uint64_t begin = s->read - n, header = header_size(s);
@@ -588,6 +609,8 @@ static bool window_equals(const struct stream *s, size_t n)
 
 	if (s->seen.mode == VSR_MODE_UNKNOWN || skip == n)
 		return true;
+	if (s->compare)
+		return compare_more(s->compare, window + skip, n - skip);
 	/* The cache may have compressed it meanwhile. */
 	return content && at + (n - skip) <= match_length(s->match) &&
 	       memcmp(buf_data(content) + at, window + skip, n - skip) == 0;
@@ -711,6 +734,8 @@ bool stream_repeats(const struct stream *s)
 
 	if (!s->match || diverged(s) || stream_length(s) != match_length(s->match))
 		return false;
+	if (s->compare)
+		return compare_complete(s->compare);
 	/* BPF has compared whole blocks; what came behind the last one, the digest tells. */
 	return !s->attached || (stream_digest(s, &digest) == 0 && digest == match_digest(s->match));
 }
@@ -812,6 +837,7 @@ void stream_close(struct stream *s)
 		pool_give_back(s->config->pool, s->share);
 	s->share = 0;
 	s->buf = buf_unref(s->buf);
+	s->compare = compare_free(s->compare);
 	s->match = match_unref(s->match);
 	XXH64_freeState(s->xxh64);
 	s->xxh64 = NULL;

@@ -60,6 +60,7 @@ struct stream {
 			       * restored; without BPF also those that were only compared */
 	uint64_t received;    /* bytes copied from the kernel */
 	struct match *match;  /* a reference: what it is compared with; NULL: nothing, or no more */
+	struct compare *compare; /* with match: by digests, in user space */
 	bool ended;
 	bool offer_told;
 	bool sealed;

@@ -98,9 +98,9 @@ def deliver(relay, address, cid, payload, mode="vsr1", chunk=None):
 # ---- contents that can be changed anywhere ----
 
 
-def content(cid, size, tail=5):
+def content(cid, size, tail=5, period=None):
     """A report of `size` bytes that stays valid whichever of its bytes edits() changes:
-    an unknown field of random bytes, three bytes that mean the same if the field before them takes
+    an unknown field of random bytes, again and again the same `period` of them if it shall pack well, three bytes that mean the same if the field before them takes
     the first one in, the report itself, and a last unknown field of `tail` bytes."""
     rest = b"\x80\x78\x01" + rp.field(1, rp.field(1, str(cid)))
     rng = random.Random(f"{cid}/{size}")
@@ -108,8 +108,9 @@ def content(cid, size, tail=5):
     for width in range(1, 6):
         filler = size - len(rest) - len(last) - 1 - width
         if filler % 2 == 0 and len(rp.varint(filler)) == width:
-            return rp.field(15, rng.randbytes(filler)) + rest + last
-    return content(cid, size, tail + 1)
+            once = rng.randbytes(period or filler or 1)
+            return rp.field(15, (once * (filler // len(once) + 1))[:filler]) + rest + last
+    return content(cid, size, tail + 1, period)
 
 
 def changed_at(payload, k, bit=1):
@@ -177,15 +178,14 @@ def repeat(world):
         assert r.stored(world.cid()) == payload
 
 
-def every_edit(world):
-    """One byte changed at every edge of a block, shorter, longer: stored to the byte, and what was
-    equal was not copied."""
-    with world.relay(KEEP) as r:
+def check_edits(world, before, period, *settings):
+    with world.relay(KEEP, *settings) as r:
         address, cid = world.address(r), world.cid()
-        payload = content(cid, world.edit_size)
+        payload = content(cid, world.edit_size, period=period)
         for name, other, k in edits(payload):
             for mode in ("raw", "vsr1"):
                 deliver(r, address, cid, payload)
+                before(r)
                 read, known = deliver(r, address, cid, other, mode)
                 header = 16 if mode == "vsr1" else 0
                 what = f"{name}, {mode}: {read} bytes read, {known} known of {len(other)}"
@@ -194,6 +194,18 @@ def every_edit(world):
                 assert known < (k // BLOCK + 1) * BLOCK + header, what
                 if world.bpf:
                     assert read + known == len(other) + header, what
+
+
+def every_edit(world):
+    """One byte changed at every edge of a block, shorter, longer: stored to the byte, and what was
+    equal was not copied."""
+    check_edits(world, lambda r: None, None)
+
+
+def every_edit_of_packed(world):
+    """The same, with content that the cache has compressed."""
+    check_edits(world, lambda r: r.wait_metric("cache_compressed_contents", value=1),
+                10007, {"cache": {"compress_after": "10ms"}})  # fmt: skip
 
 
 def small_pieces(world):
@@ -251,7 +263,7 @@ def dedup_by_bytes(world):
             assert (read, known) == (len(payload) + 16, 0)
 
 
-ALL = (repeat, every_edit, small_pieces, content_leaves, dedup_by_bytes)
+ALL = (repeat, every_edit, every_edit_of_packed, small_pieces, content_leaves, dedup_by_bytes)
 
 
 def run_all(tap, world):
