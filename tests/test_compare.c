@@ -38,7 +38,7 @@ static struct match *match_of(struct match_table *t, size_t n)
 	memcpy(buf_tail(b), content, n);
 	buf_advance(b, n);
 	buf_seal(b);
-	m = match_new(t, b, digest_blocks(SEED, content, n, blocks), 0, blocks);
+	m = match_new(t, b, digest_blocks(SEED, content, n, blocks), blocks);
 	assert_non_null(m);
 	return m;
 }

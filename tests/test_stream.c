@@ -505,7 +505,7 @@ static struct match *packed_match_of(struct match_table *t, const uint8_t *p, si
 	buf_advance(b, n);
 	buf_seal(b);
 	digest = digest_blocks(SEED, p, n, blocks);
-	m = match_new(t, b, digest, XXH64(p, n, 0), blocks);
+	m = match_new(t, b, digest, blocks);
 	assert_non_null(m);
 	match_pack(m, b, unpack);
 	assert_null(match_content(m));
