@@ -38,9 +38,11 @@ HARDEN_CFLAGS := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-prot
 HARDEN_LDFLAGS := -pie -Wl,-z,relro,-z,now -Wl,--as-needed
 LDLIBS = $(shell $(PKG_CONFIG) --libs $(DEPS)) -pthread
 
-# SAN=1: ASan and UBSan instead of the hardening flags (they do not go together).
+# SAN=1: ASan and UBSan instead of the hardening flags (they do not go together). SAN=thread: TSan.
+# (-Wno-tsan: the fence of user/ingest_bpf.c stands against the kernel, which TSan does not see.)
+ASAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all
 ifdef SAN
-SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all
+SAN_FLAGS := $(if $(filter thread,$(SAN)),-fsanitize=thread -Wno-tsan,$(ASAN_FLAGS))
 CFLAGS := $(BASE_CFLAGS) -O1 $(SAN_FLAGS) -pthread
 LDFLAGS := $(SAN_FLAGS)
 else
@@ -242,9 +244,13 @@ check-asan: deps
 	$(SUBMAKE) san-build
 	$(Q)tests/run --build $(B) $(filter %-asan,$(SUITES))
 
+#: make check-tsan   under TSan: unit tests of what has threads, and the daemon
+check-tsan: deps tsan-build
+	$(Q)tests/run --build $(B) $(filter %-tsan,$(SUITES))
+
 #: make check-long   what takes longer: other kernels, valgrind, an installation from nothing
 check-long: deps
-	$(SUBMAKE) check-build
+	$(SUBMAKE) check-build tsan-build
 	$(Q)tests/run --build $(B) check-long
 
 #: make check-host   the daemon over hybrid sockets
@@ -302,19 +308,21 @@ fuzz: deps
 	$(SUBMAKE) fuzz-bins
 	$(Q)tests/fuzz/run $(B) $(TIME)
 
-#: make lint         cppcheck over the sources
+#: make lint         cppcheck and clang-tidy over the sources
 lint: deps
 	$(SUBMAKE) all
 	$(Q)tests/lint $(B)
+	$(Q)tests/tidy $(B)
 
-#: make coverage     lines and branches that the unit tests run, as text and in build/cov/html
+#: make analyze      gcc's -fanalyzer over the sources
+analyze: deps
+	$(SUBMAKE) all
+	$(Q)tests/analyze $(B)
+
+#: make coverage     branches that unit and host tests run: core, edges; build/cov/html
 coverage: deps
-	$(SUBMAKE) B=$(B)/cov COV=1 unit-bins
-	$(Q)find $(B)/cov -name '*.gcda' -delete
-	$(Q)tests/run --build $(B)/cov unit
-	@mkdir -p $(B)/cov/html
-	$(Q)gcovr --root . --object-directory $(B)/cov --filter user/ --filter include/ \
-		--exclude-unreachable-branches --html-details $(B)/cov/html/index.html --txt
+	$(SUBMAKE) B=$(B)/cov COV=1 all unit-bins
+	$(Q)tests/coverage.py $(B)/cov
 
 #: make format       format the C files; `make check` looks whether they are
 format:
@@ -346,14 +354,18 @@ deps:
 clean:
 	$(Q)[ ! -d $(B) ] || find $(B) -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} +
 
+# The unit tests that start threads, or test what threads share.
+TSAN_TESTS := $(shell sed -n 's|^unit-tsan .*--only ||p' tests/suites.conf | tr , ' ')
 SUITES := $(shell awk '!/^\#/ && NF { print $$1 }' tests/suites.conf)
 san-build:
 	$(SUBMAKE) B=$(B)/san SAN=1 all unit-bins
 crash-build:
 	$(SUBMAKE) B=$(B)/crash CRASH=1 $(B)/crash/vsock-relayd
+tsan-build:
+	$(SUBMAKE) B=$(B)/tsan SAN=thread all $(TSAN_TESTS:%=$(B)/tsan/tests/test_%)
 check-build: all unit-bins tools $(MODEL) fuzz-bins san-build crash-build $(B)/vsock-agent-static
 
 -include $(shell find $(B)/obj $(B)/fuzz/obj -name '*.d' 2>/dev/null)
 .PHONY: all clean unit-bins tools fuzz-bins san-build check-build help run check check-unit \
-	check-asan check-host check-crash crash-build check-vm check-guest check-matrix check-long \
-	arm64 soak bench deb fuzz lint coverage format install deps demo
+	check-asan check-tsan check-host check-crash crash-build check-vm check-guest check-matrix \
+	check-long tsan-build analyze arm64 soak bench deb fuzz lint coverage format install deps demo

@@ -109,11 +109,66 @@ static void a_report_survives_every_failing_allocation(void **state)
 	free(data);
 }
 
+/* Packs with 0 to 64 repositories, so that the arena's chunks end in other places each time. */
+static void pack_with_failures(struct inventory *inv)
+{
+	for (unsigned int n = 1;; n++) {
+		uint8_t *data = NULL;
+		size_t len;
+		int r;
+
+		fail_at = n;
+		r = vmreport_pack(inv, "42", "id", &data, &len);
+		fail_at = 0;
+		free(data);
+		if (r == 0)
+			break;
+		assert_int_equal(r, -ENOMEM);
+		assert_null(data);
+	}
+}
+
+static void no_part_of_a_report_is_left_out_when_memory_ends_there(void **state)
+{
+	(void)state;
+	if (!failures_reach_us())
+		skip();
+	for (unsigned int i = 0; i <= INVENTORY_REPOSITORIES_MAX; i++) {
+		struct inventory *inv = new_inventory();
+
+		assert_int_equal(synthetic_fill(inv, 200 + i, 1), 0);
+		for (unsigned int n = 0; n < i; n++) {
+			const struct repository r = {
+				.name = arena_printf(inv->arena, "r%u", n),
+				.key = "",
+				.uri = "u",
+				.cpe = "",
+			};
+
+			(void)inventory_add_repository(inv, &r);
+		}
+		inventory_finish(inv);
+		pack_with_failures(inv);
+		inventory_free(inv);
+	}
+	/* Large tables have a chunk each: packages, and what stands in front of them. */
+	for (unsigned int size = 1000; size < 9000; size += 500) {
+		struct inventory *inv = new_inventory();
+
+		assert_int_equal(synthetic_fill(inv, size, 1), 0);
+		inv->os.id = "other";
+		inv->os.version_id = "1";
+		pack_with_failures(inv);
+		inventory_free(inv);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_parser_survives_every_failing_allocation),
 		cmocka_unit_test(a_report_survives_every_failing_allocation),
+		cmocka_unit_test(no_part_of_a_report_is_left_out_when_memory_ends_there),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -218,6 +218,92 @@ static void a_report_is_printed_without_control_bytes(void **state)
 	inventory_free(inv);
 }
 
+static char *printed(const Virtualmachine__V1__VMReport *report)
+{
+	size_t len = virtualmachine__v1__vmreport__get_packed_size(report), size;
+	uint8_t *data = malloc(len + 1);
+	char *text = NULL;
+	FILE *f = open_memstream(&text, &size);
+
+	assert_non_null(data);
+	virtualmachine__v1__vmreport__pack(report, data);
+	assert_int_equal(vmreport_print(data, len, f), 0);
+	fclose(f);
+	free(data);
+	return text;
+}
+
+/* What other agents send is printed too. */
+static void a_report_is_printed_whatever_it_leaves_out(void **state)
+{
+	Virtualmachine__V1__VMReport report = VIRTUALMACHINE__V1__VMREPORT__INIT;
+	Virtualmachine__V1__IndexReport index = VIRTUALMACHINE__V1__INDEX_REPORT__INIT;
+	Virtualmachine__V1__DiscoveredData discovered = VIRTUALMACHINE__V1__DISCOVERED_DATA__INIT;
+	Scanner__V4__IndexReport v4 = SCANNER__V4__INDEX_REPORT__INIT;
+	Scanner__V4__Contents contents = SCANNER__V4__CONTENTS__INIT;
+	Scanner__V4__Contents__PackagesEntry package = SCANNER__V4__CONTENTS__PACKAGES_ENTRY__INIT;
+	Scanner__V4__Contents__RepositoriesEntry repository =
+		SCANNER__V4__CONTENTS__REPOSITORIES_ENTRY__INIT;
+	Scanner__V4__Contents__DistributionsEntry distribution =
+		SCANNER__V4__CONTENTS__DISTRIBUTIONS_ENTRY__INIT;
+	Scanner__V4__Contents__PackagesEntry *packages[] = { &package };
+	Scanner__V4__Contents__RepositoriesEntry *repositories[] = { &repository };
+	Scanner__V4__Contents__DistributionsEntry *distributions[] = { &distribution };
+	char *text;
+
+	(void)state;
+	text = printed(&report);
+	assert_string_equal(text, "size           0 bytes\n");
+	free(text);
+
+	report.index_report = &index;
+	report.discovered_data = &discovered;
+	discovered.activation_status = VIRTUALMACHINE__V1__ACTIVATION_STATUS__ACTIVE;
+	discovered.dnf_metadata_status = VIRTUALMACHINE__V1__DNF_METADATA_STATUS__AVAILABLE;
+	text = printed(&report);
+	assert_non_null(strstr(text, "cid            -\n"));
+	assert_non_null(strstr(text, "activation     active\n"));
+	assert_non_null(strstr(text, "dnf metadata   available\n"));
+	assert_null(strstr(text, "packages"));
+	free(text);
+
+	index.index_v4 = &v4;
+	discovered.activation_status = VIRTUALMACHINE__V1__ACTIVATION_STATUS__INACTIVE;
+	discovered.dnf_metadata_status = VIRTUALMACHINE__V1__DNF_METADATA_STATUS__UNAVAILABLE;
+	discovered.detected_os = VIRTUALMACHINE__V1__DETECTED_OS__RHEL;
+	text = printed(&report);
+	assert_non_null(strstr(text, "detected os    RHEL\n"));
+	assert_non_null(strstr(text, "activation     inactive\n"));
+	assert_non_null(strstr(text, "dnf metadata   unavailable\n"));
+	free(text);
+
+	/* Entries of a map without a value. */
+	v4.contents = &contents;
+	contents.packages = packages;
+	contents.repositories = repositories;
+	contents.distributions = distributions;
+	contents.n_packages = contents.n_repositories = contents.n_distributions = 1;
+	text = printed(&report);
+	assert_non_null(strstr(text, "packages       1\n"));
+	assert_null(strstr(text, "repository"));
+	assert_null(strstr(text, "distribution"));
+	free(text);
+}
+
+static void output_that_cannot_be_written_is_an_error(void **state)
+{
+	FILE *full = fopen("/dev/full", "we");
+	struct inventory *inv = two_packages();
+	struct packed p = pack(inv, "42");
+
+	(void)state;
+	assert_non_null(full);
+	assert_int_equal(vmreport_print(p.data, p.len, full), -EIO);
+	fclose(full);
+	packed_done(&p);
+	inventory_free(inv);
+}
+
 static void bytes_that_are_no_report_are_not_printed(void **state)
 {
 	static const uint8_t bad[] = { 0x0a, 0xff };
@@ -297,6 +383,8 @@ int main(void)
 		cmocka_unit_test(the_order_in_which_packages_are_found_does_not_change_the_bytes),
 		cmocka_unit_test(an_empty_inventory_gives_a_report_with_its_cid),
 		cmocka_unit_test(a_report_is_printed_without_control_bytes),
+		cmocka_unit_test(a_report_is_printed_whatever_it_leaves_out),
+		cmocka_unit_test(output_that_cannot_be_written_is_an_error),
 		cmocka_unit_test(bytes_that_are_no_report_are_not_printed),
 		cmocka_unit_test(each_synthetic_package_takes_600_to_2600_bytes),
 		cmocka_unit_test(a_synthetic_inventory_depends_on_its_seed_alone),

@@ -218,7 +218,7 @@ def drops_privileges():
     if WRAP:
         raise Skip("the wrapper needs its privileges")
     nobody = pwd.getpwnam("nobody")
-    with relay(start=False) as r:
+    with relay({"sandbox": "auto"}, start=False) as r:
         service_user(r)
         os.rmdir(r.stored_dir)
         r.start()

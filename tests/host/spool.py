@@ -108,7 +108,7 @@ def stopped_with_the_upstream_down():
             payloads[cid] = accept(r, cid, seed="new")
         send(r, 104, raw=True)
         r.wait_metric("contents_held", value=5)
-        assert len(spooled(r)) == 5
+        wait_for(lambda: len(spooled(r)) == 5, 10, "the older ones are removed")
         r.check()
         assert r.stop() == 0
         assert "5 reports are in the state directory" in r.log()
