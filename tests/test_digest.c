@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "block_hash.h"
 #include "digest.h"
 
 #define LENGTH_MAX (1 << 20)
@@ -88,6 +89,20 @@ static void any_split_of_the_same_bytes_gives_the_same_digest(void **state _unus
 	}
 }
 
+static void blocks_are_hashed_as_libxxhash_does_side_by_side_or_not(void **state _unused_)
+{
+	_cleanup_free_ uint8_t *p = random_bytes(16 * VSR_BLOCK_SIZE + 64);
+	uint64_t seed = rnd(), hashes[16];
+
+	for (size_t n = 0; n <= ARRAY_SIZE(hashes); n++)
+		for (size_t shift = 0; shift < 64; shift += 13) {
+			block_hashes(p + shift, n, seed, hashes);
+			for (size_t i = 0; i < n; i++)
+				assert_int_equal(hashes[i], XXH64(p + shift + i * VSR_BLOCK_SIZE,
+								  VSR_BLOCK_SIZE, seed));
+		}
+}
+
 static void padding_does_not_make_streams_of_zeros_equal(void **state _unused_)
 {
 	static const uint8_t zeros[3 * VSR_BLOCK_SIZE];
@@ -152,6 +167,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(digest_of_every_edge_length_is_the_definition),
 		cmocka_unit_test(any_split_of_the_same_bytes_gives_the_same_digest),
+		cmocka_unit_test(blocks_are_hashed_as_libxxhash_does_side_by_side_or_not),
 		cmocka_unit_test(padding_does_not_make_streams_of_zeros_equal),
 		cmocka_unit_test(order_of_blocks_and_seed_matter),
 		cmocka_unit_test(finishing_a_partial_block_ignores_what_is_behind_it),

@@ -3,6 +3,11 @@
 
 #include <xxhash.h>
 
+#include "block_hash.h"
+
+/* Blocks that are hashed at once: they are still in the nearest cache when they are folded. */
+#define HASHES 32
+
 void digest_init(struct digest *d, uint64_t seed)
 {
 	d->seed = seed;
@@ -16,13 +21,16 @@ void digest_keep_blocks(struct digest *d, uint64_t *blocks)
 	d->blocks = blocks;
 }
 
-static void fold_block(struct digest *d, const void *block)
+/* The n whole blocks at p, at most HASHES, are the next ones, or complete the pending one. */
+static void fold_blocks(struct digest *d, const uint8_t *p, size_t n)
 {
-	uint64_t hash = XXH64(block, VSR_BLOCK_SIZE, d->seed);
+	uint64_t hashes[HASHES];
 
-	d->fold = vsr_digest_fold(d->fold, hash);
+	block_hashes(p, n, d->seed, hashes);
+	for (size_t i = 0; i < n; i++)
+		d->fold = vsr_digest_fold(d->fold, hashes[i]);
 	if (d->blocks)
-		d->blocks[d->length / VSR_BLOCK_SIZE] = hash;
+		memcpy(d->blocks + d->length / VSR_BLOCK_SIZE, hashes, n * sizeof(*hashes));
 }
 
 void digest_update(struct digest *d, const void *p, size_t n)
@@ -31,15 +39,16 @@ void digest_update(struct digest *d, const void *p, size_t n)
 
 	while (n > 0) {
 		size_t fill = d->length % VSR_BLOCK_SIZE;
-		size_t part = MIN(n, VSR_BLOCK_SIZE - fill);
+		size_t whole = fill == 0 ? MIN(n / VSR_BLOCK_SIZE, (size_t)HASHES) : 0;
+		size_t part = whole > 0 ? whole * VSR_BLOCK_SIZE : MIN(n, VSR_BLOCK_SIZE - fill);
 
 		/* Whole blocks are hashed where they are. */
-		if (part == VSR_BLOCK_SIZE) {
-			fold_block(d, bytes);
+		if (whole > 0) {
+			fold_blocks(d, bytes, whole);
 		} else {
 			memcpy(d->block + fill, bytes, part);
 			if (fill + part == VSR_BLOCK_SIZE)
-				fold_block(d, d->block);
+				fold_blocks(d, d->block, 1);
 		}
 		d->length += part;
 		bytes += part;

@@ -376,6 +376,9 @@ static int link_take(struct link *l, uint64_t now, char *why, size_t why_size)
 			return r;
 		}
 		total += (size_t)n;
+		/* That was all; what comes now, epoll tells. */
+		if (!l->ssl && (size_t)n < sizeof(buf))
+			return 0;
 	}
 	grpc_conn_kick(l->conn); /* the rest may lie in OpenSSL's buffer */
 	return 0;

@@ -4,15 +4,16 @@
  * sockets, each report into one buffer, and writes it to a file, or sends it on. No framing, no
  * validation, no digest, no cache, no limits. What the daemon costs is given as a multiple of this.
  *
- *   floor [--durable] SOCKETS FIRST_CID COUNT OUTPUT
- *   floor --send SOCKETS FIRST_CID COUNT PORT
+ *   floor [--fresh] [--durable] SOCKETS FIRST_CID COUNT OUTPUT
+ *   floor [--fresh] --send SOCKETS FIRST_CID COUNT PORT
  *   floor --discard SOCKETS FIRST_CID COUNT -
  *
  * Listens on SOCKETS/vm-<cid>_818 for COUNT CIDs, writes OUTPUT/0-<cid>.pb until it is told to
  * end by SIGTERM. With --durable a file is replaced atomically and survives a power loss, as the
  * daemon's `file` upstream promises; without, it is just written. With --send the bytes go into one
  * TCP connection to that port of the loopback. With --discard they are received through a window of
- * 64 KiB and forgotten. SOCKETS "vsock" is port 818 of AF_VSOCK, for one VM.
+ * 64 KiB and forgotten. All reports go through the same memory, unless --fresh gives each its own,
+ * as one that keeps reports must. SOCKETS "vsock" is port 818 of AF_VSOCK, for one VM.
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -127,21 +128,39 @@ static int connect_to(const char *port)
 	return fd;
 }
 
+static uint8_t *buffer_new(void)
+{
+	void *p = mmap(NULL, BUFFER, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		die("mmap");
+	return p;
+}
+
+/* Whether the next argument is this option, which is then taken. */
+static bool take_option(int *argc, char ***argv, const char *option)
+{
+	if (*argc < 2 || !streq((*argv)[1], option))
+		return false;
+	(*argv)++;
+	(*argc)--;
+	return true;
+}
+
 int main(int argc, char **argv)
 {
-	bool durable = argc > 1 && streq(argv[1], "--durable");
-	bool sends = argc > 1 && streq(argv[1], "--send");
-	bool discards = argc > 1 && streq(argv[1], "--discard");
+	bool fresh = take_option(&argc, &argv, "--fresh");
+	bool durable = take_option(&argc, &argv, "--durable");
+	bool sends = take_option(&argc, &argv, "--send");
+	bool discards = take_option(&argc, &argv, "--discard");
 	static struct pollfd fds[MAX_VMS];
 	unsigned first, count;
 	uint8_t *buf;
 	int out;
 
-	argv += durable || sends || discards;
-	argc -= durable || sends || discards;
 	if (argc != 5) {
-		fputs("usage: floor [--durable] SOCKETS FIRST_CID COUNT OUTPUT\n"
-		      "       floor --send SOCKETS FIRST_CID COUNT PORT\n"
+		fputs("usage: floor [--fresh] [--durable] SOCKETS FIRST_CID COUNT OUTPUT\n"
+		      "       floor [--fresh] --send SOCKETS FIRST_CID COUNT PORT\n"
 		      "       floor --discard SOCKETS FIRST_CID COUNT -\n",
 		      stderr);
 		return 2;
@@ -153,9 +172,7 @@ int main(int argc, char **argv)
 		       : open(argv[4], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (out < 0)
 		die(argv[4]);
-	buf = mmap(NULL, BUFFER, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (buf == MAP_FAILED)
-		die("mmap");
+	buf = buffer_new();
 	for (unsigned i = 0; i < count; i++)
 		fds[i] = (struct pollfd){ .fd = streq(argv[1], "vsock")
 							? listen_on_vsock()
@@ -183,6 +200,10 @@ int main(int argc, char **argv)
 				else
 					store(out, first + i, buf, len, durable);
 				close(fd);
+				if (fresh) {
+					munmap(buf, BUFFER);
+					buf = buffer_new();
+				}
 			}
 	die("poll");
 }

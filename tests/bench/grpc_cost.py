@@ -4,6 +4,10 @@ only counts (python3-grpcio, plaintext), beside the floor: a program that receiv
 into one buffer and sends them over TCP on the loopback. One report at a time: the next one starts
 when the last one has arrived. Floor and daemon take turns, and the medians are compared.
 
+The floor that counts has one buffer for all reports; floor_fresh has a new one for each, as whoever
+keeps reports must. daemon_late: a raw report that differs from the last one in its last bytes
+alone, so that it is compared to the end, and then read from the cache after all.
+
 A part of run.py, which prints what measure() returns."""
 
 import os
@@ -58,10 +62,42 @@ class Counter(gs.Server):
         return len(self.calls) >= number
 
 
-def payload(build, packages):
-    return subprocess.run(
+def fields(message):
+    """(number, whole field, its content) of a message that has only fields with a length."""
+    at = 0
+    while at < len(message):
+        begin, number = at, message[at] >> 3
+        assert message[at] & 0x87 == 2, "a field with a length and a small number"
+        length = shift = 0
+        while True:
+            at += 1
+            length |= (message[at] & 0x7F) << shift
+            shift += 7
+            if message[at] < 0x80:
+                break
+        at += 1 + length
+        yield number, message[begin:at], message[at - length : at]
+
+
+def payload(build, packages, late=False):
+    """A report of the agent's. The ID that will make it differ from the others is moved before the
+    packages: what is distinct shares nothing worth comparing with the last one. late: it stays at
+    the end, so that all but the last bytes equal the last report's."""
+    report = subprocess.run(
         [f"{build}/vsock-agent", "--synthetic", str(packages), "--cid", str(FIRST_CID),
          "--vm-id", ID, "--dump", "-"], check=True, capture_output=True).stdout  # fmt: skip
+    if late:
+        return report
+    out = b""
+    for number, whole, content in fields(report):
+        if number == 1:  # index_report{vsock_cid 1, index_v4 2, vm_id 3}
+            parts = {n: f for n, f, _ in fields(content)}
+            assert sorted(parts) == [1, 2, 3]
+            head = len(whole) - len(content)
+            whole = whole[:head] + parts[1] + parts[3] + parts[2]
+        out += whole
+    assert len(out) == len(report)
+    return out
 
 
 def sample(receiver, target, report, reports, mode, cpu_seconds, wait_for):
@@ -88,11 +124,13 @@ def measure(build, top, repeats, result, make_receiver, cpu_seconds, wait_for):
     figures = {"target": CPU_TARGET, "sizes": {}}
     kinds = {
         "floor": (Sink, "raw", lambda r, port: r.start_sending_floor(port)),
+        "floor_fresh": (Sink, "raw", lambda r, port: r.start_sending_floor(port, fresh=True)),
         "daemon_raw": (Counter, "raw", lambda r, port: r.start_grpc_daemon(port)),
         "daemon_framed": (Counter, "vsr1", lambda r, port: r.start_grpc_daemon(port)),
+        "daemon_late": (Counter, "raw", lambda r, port: r.start_grpc_daemon(port)),
     }
     for name, (packages, reports) in SIZES.items():
-        report = payload(build, packages)
+        report, late = payload(build, packages), payload(build, packages, late=True)
         samples = {kind: [] for kind in kinds}
         for _ in range(repeats):
             for kind, (make_target, mode, start) in kinds.items():
@@ -100,7 +138,8 @@ def measure(build, top, repeats, result, make_receiver, cpu_seconds, wait_for):
                 try:
                     start(receiver, target.port)
                     samples[kind].append(round(
-                        sample(receiver, target, report, reports, mode, cpu_seconds, wait_for), 3))
+                        sample(receiver, target, late if kind == "daemon_late" else report,
+                               reports, mode, cpu_seconds, wait_for), 3))
                 except Exception as e:  # noqa: BLE001: the others are still worth having
                     result["errors"].append(f"grpc {name} {kind}: {e!r}")
                 finally:
@@ -108,9 +147,10 @@ def measure(build, top, repeats, result, make_receiver, cpu_seconds, wait_for):
                     target.stop()
         median = {k: statistics.median(v) for k, v in samples.items() if v}
         size = {"report_bytes": len(report), "cpu_ms_per_report": median, "samples": samples}
-        for kind in ("daemon_raw", "daemon_framed"):
-            if kind in median and median.get("floor"):
-                size[f"{kind}_per_floor"] = round(median[kind] / median["floor"], 2)
+        for kind in ("daemon_raw", "daemon_framed", "daemon_late"):
+            for floor in ("floor", "floor_fresh"):
+                if kind in median and median.get(floor):
+                    size[f"{kind}_per_{floor}"] = round(median[kind] / median[floor], 2)
         figures["sizes"][name] = size
     ratios = [s.get(f"daemon_{mode}_per_floor") for s in figures["sizes"].values()
               for mode in ("raw", "framed")]  # fmt: skip
