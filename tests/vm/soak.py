@@ -144,7 +144,10 @@ class Node:
         os.unlink(path)
 
     def upstream_fails(self, rng):
-        sh("mount", "-o", "remount,ro", "none", self.out)
+        # Busy while a report is just being written.
+        wait_for(lambda: not subprocess.run(
+            ["mount", "-o", "remount,ro", "none", self.out], check=False,
+            stderr=subprocess.DEVNULL, timeout=60).returncode, 20, "a moment without a writer")  # fmt: skip
         time.sleep(rng.uniform(0.2, 2))
         sh("mount", "-o", "remount,rw", "none", self.out)
 
