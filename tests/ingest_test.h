@@ -42,6 +42,7 @@ struct ingest_world {
 	uint32_t n_blocks;
 	bool suppress;
 	uint64_t keep; /* contents after their ACK, usec */
+	uint64_t pack; /* idle contents, usec; 0: never */
 	struct admission_settings admission_settings;
 	struct ingest_settings settings;
 	size_t slots; /* of the cache */
@@ -93,7 +94,8 @@ static inline void ingest_world_open(struct ingest_world *w)
 		.cache = { .slots = w->slots,
 			   .bytes = 64 * MIB,
 			   .ttl = USEC_PER_HOUR,
-			   .keep = w->keep },
+			   .keep = w->keep,
+			   .pack = w->pack },
 		.retry = tracker_defaults,
 	};
 	struct bucket_rate unlimited = { 0 };
