@@ -487,6 +487,103 @@ static void every_time_is_told_once(void **state _unused_)
 	assert_null(news.flow);
 }
 
+/* The table has 4096 buckets or so: among so many flows several share one. */
+static void flows_that_share_a_bucket_are_apart(void **state _unused_)
+{
+	enum { N = 20000 };
+	size_t n = 0;
+
+	stop(NULL);
+	assert_int_equal(flow_table_new(N, 7, &table), 0);
+	for (uint32_t i = 0; i < N; i++) {
+		struct vsr_trace_event e = event(VSR_TRACE_PACKET, true);
+
+		e.src_port = i;
+		e.op = VSR_OP_REQUEST;
+		observe(&e);
+		assert_true(news.flow->begun);
+		assert_int_equal(news.flow->half[FLOW_CLIENT].port, i);
+	}
+	flow_foreach_open(table, count_open, &n);
+	assert_int_equal(n, N);
+	/* The first ones are found and forgotten behind those that came later. */
+	for (uint32_t i = 0; i < N; i++) {
+		struct vsr_trace_event e = event(VSR_TRACE_PACKET, false);
+
+		e.dst_port = i;
+		e.op = VSR_OP_RST;
+		observe(&e);
+		ended(FLOW_REFUSED, FLOW_SERVER, FLOW_RESET_REFUSED);
+	}
+	n = 0;
+	flow_foreach_open(table, count_open, &n);
+	assert_int_equal(n, 0);
+}
+
+static void who_sent_the_first_packet_seen_is_guessed(void **state _unused_)
+{
+	struct vsr_trace_event e = event(VSR_TRACE_PACKET, true);
+
+	/* Between two guests: who speaks. */
+	e.dst_cid = GUEST + 1;
+	e.op = VSR_OP_RW;
+	e.len = 1;
+	observe(&e);
+	assert_int_equal(news.side, FLOW_CLIENT);
+	/* Within the host: the lower port is the server's. */
+	e.src_cid = e.dst_cid = 1;
+	observe(&e);
+	assert_int_equal(news.side, FLOW_CLIENT);
+	e.src_port = 700;
+	observe(&e);
+	assert_int_equal(news.side, FLOW_SERVER);
+}
+
+static void what_comes_twice_is_told_once(void **state _unused_)
+{
+	struct vsr_trace_event e;
+
+	/* A REQUEST that is repeated before its answer is the same flow. */
+	guest(VSR_OP_REQUEST, 0);
+	guest(VSR_OP_REQUEST, 0);
+	assert_null(news.displaced);
+	/* A RESPONSE of the client is none. */
+	guest(VSR_OP_RESPONSE, 0);
+	assert_false(news.responded);
+	host(VSR_OP_RESPONSE, 0);
+	assert_true(news.responded);
+	host(VSR_OP_RESPONSE, 0);
+	assert_false(news.responded);
+	/* The server's payload is not the report's. */
+	packet(false, VSR_OP_RW, 16, 0);
+	assert_int_equal(news.flow->last_byte_ns, 0);
+	e = event(VSR_TRACE_ACCEPT, true);
+	observe(&e);
+	assert_true(news.accepted);
+	observe(&e);
+	assert_false(news.accepted);
+	/* Of a connection that is not known. */
+	e.src_port = 5;
+	observe(&e);
+	assert_null(news.flow);
+	e.kind = VSR_TRACE_VANISHED;
+	observe(&e);
+	assert_null(news.flow);
+	e.kind = VSR_TRACE_CUSTODY;
+	observe(&e);
+	assert_null(news.flow);
+}
+
+static void a_stall_lasts_over_packets_that_need_no_credit(void **state _unused_)
+{
+	open_flow();
+	guest(VSR_OP_RW, CREDIT);
+	assert_int_equal(news.flow->half[FLOW_CLIENT].stalls, 1);
+	guest(VSR_OP_RW, 0);
+	assert_true(news.empty);
+	assert_int_equal(news.flow->half[FLOW_CLIENT].stalls, 1);
+}
+
 static void a_table_of_nothing_is_refused(void **state _unused_)
 {
 	struct flow_table *t = NULL;
@@ -522,6 +619,10 @@ int main(void)
 		TEST(zero_credit_is_waited_for_and_no_stall),
 		TEST(after_a_loss_nothing_is_said_of_credit),
 		TEST(a_packet_without_payload_is_told_always),
+		TEST(flows_that_share_a_bucket_are_apart),
+		TEST(who_sent_the_first_packet_seen_is_guessed),
+		TEST(what_comes_twice_is_told_once),
+		TEST(a_stall_lasts_over_packets_that_need_no_credit),
 		TEST(every_time_is_told_once),
 		TEST(a_table_of_nothing_is_refused),
 	};

@@ -398,8 +398,69 @@ static void test_bad_settings_are_refused(void **state)
 	s.factor = 1;
 	s.jitter = 1.5;
 	assert_int_equal(tracker_set(w.t, &s), -EINVAL);
+	s.jitter = -0.1;
+	assert_int_equal(tracker_set(w.t, &s), -EINVAL);
 	s.jitter = 0;
+	s.cap = 0;
+	assert_int_equal(tracker_set(w.t, &s), -EINVAL);
+	s.cap = USEC_PER_HOUR;
 	assert_int_equal(tracker_set(w.t, &s), 0);
+	world_close(&w);
+}
+
+static void test_steps_beyond_all_time_are_never_due(void **state)
+{
+	struct world w;
+	struct vm *vm;
+
+	(void)state;
+	world_open(&w, base(INT64_MAX));
+	vm = vm_of(&w, 100);
+	deliver(&w, vm, 1, T0);
+	assert_ptr_equal(tracker_next(w.t, (uint64_t)INT64_MAX + T0), vm);
+	send_now(&w, vm, (uint64_t)INT64_MAX + T0);
+	assert_int_equal(tracker_due(w.t, vm), USEC_INFINITY);
+	assert_null(tracker_next(w.t, USEC_INFINITY - 1));
+	tracker_end(w.t, vm);
+	world_close(&w);
+}
+
+static void test_exponential_without_jitter_is_exact(void **state)
+{
+	struct tracker_settings s = base(SEC);
+	struct world w;
+	struct vm *vm;
+
+	(void)state;
+	s.exponential = true;
+	s.jitter = 0;
+	world_open(&w, s);
+	w.random = 1;
+	vm = vm_of(&w, 100);
+	deliver(&w, vm, 1, T0);
+	assert_int_equal(tracker_due(w.t, vm), T0 + SEC);
+	tracker_end(w.t, vm);
+	world_close(&w);
+}
+
+static void test_vm_without_content_is_neither_deferred_nor_sent(void **state)
+{
+	struct world w;
+	struct vm *vm;
+	uint64_t id;
+
+	(void)state;
+	world_open(&w, base(SEC));
+	vm = vm_of(&w, 100);
+	tracker_defer(w.t, vm, T0);
+	assert_null(vm->acks);
+	assert_int_equal(tracker_send(w.t, vm, 0, T0, &id, &id), -ENOENT);
+	/* Pausing twice, and going on twice, is once. */
+	tracker_pause(w.t, T0);
+	tracker_pause(w.t, T0 + SEC);
+	tracker_resume(w.t, T0 + SEC);
+	tracker_resume(w.t, T0 + SEC);
+	assert_nothing_left(&w);
 	world_close(&w);
 }
 
@@ -1193,6 +1254,9 @@ int main(void)
 		cmocka_unit_test(test_exponential_jitter_is_at_most_10_percent_either_way),
 		cmocka_unit_test(test_long_gap_is_skipped_at_once),
 		cmocka_unit_test(test_bad_settings_are_refused),
+		cmocka_unit_test(test_steps_beyond_all_time_are_never_due),
+		cmocka_unit_test(test_exponential_without_jitter_is_exact),
+		cmocka_unit_test(test_vm_without_content_is_neither_deferred_nor_sent),
 		cmocka_unit_test(test_retries_end_with_the_content),
 		cmocka_unit_test(test_failed_first_send_is_retried),
 		cmocka_unit_test(

@@ -154,7 +154,7 @@ struct flow_table *flow_table_free(struct flow_table *t)
 	if (!t)
 		return NULL;
 	list_for_each_safe(n, &t->by_age)
-		forget(t, list_entry(n, struct flow, by_age));
+		forget(t, container_of(n, struct flow, by_age));
 	free(t);
 	return NULL;
 }
@@ -163,7 +163,7 @@ void flow_foreach_open(const struct flow_table *t, void (*cb)(const struct flow 
 		       void *userdata)
 {
 	list_for_each(n, &t->by_age) {
-		const struct flow *f = list_entry(n, struct flow, by_age);
+		const struct flow *f = container_of(n, struct flow, by_age);
 
 		if (f->end == FLOW_OPEN)
 			cb(f, userdata);
@@ -365,7 +365,7 @@ static void packet(struct flow_table *t, struct flow *f, const struct vsr_trace_
 static struct flow *find_client(const struct flow_table *t, uint32_t cid, uint32_t port)
 {
 	for (struct list *n = t->by_age.prev; n != &t->by_age; n = n->prev) {
-		struct flow *f = list_entry(n, struct flow, by_age);
+		struct flow *f = container_of(n, struct flow, by_age);
 
 		if (f->half[FLOW_CLIENT].cid == cid && f->half[FLOW_CLIENT].port == port)
 			return f;
@@ -376,7 +376,7 @@ static struct flow *find_client(const struct flow_table *t, uint32_t cid, uint32
 static void vm_ends(struct flow_table *t, uint32_t cid)
 {
 	list_for_each(n, &t->by_age) {
-		struct flow *f = list_entry(n, struct flow, by_age);
+		struct flow *f = container_of(n, struct flow, by_age);
 
 		for (int side = 0; side < 2; side++)
 			f->vm_ended[side] |= f->half[side].cid == cid;

@@ -1720,7 +1720,7 @@ int relay_new(const struct relay_settings *s, struct vm_table *vms, struct upstr
 static void forget_storing(struct list *list)
 {
 	list_for_each_safe(n, list) {
-		struct storing *s = list_entry(n, struct storing, list);
+		struct storing *s = container_of(n, struct storing, list);
 
 		s->relay = NULL;
 		if (!s->decided)
@@ -1734,7 +1734,7 @@ struct relay *relay_free(struct relay *r)
 	if (!r)
 		return NULL;
 	list_for_each_safe(n, &r->sends) {
-		struct relay_send *s = list_entry(n, struct relay_send, list);
+		struct relay_send *s = container_of(n, struct relay_send, list);
 
 		/* The upstream still has it, and calls done(). */
 		s->relay = NULL;

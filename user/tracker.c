@@ -293,7 +293,7 @@ struct vm *tracker_next(struct tracker *t, uint64_t now)
 	struct heap_node *top;
 
 	while ((top = heap_top(&t->events)) && top->key <= now) {
-		struct tracker_vm *tv = heap_entry(top, struct tracker_vm, event);
+		struct tracker_vm *tv = container_of(top, struct tracker_vm, event);
 		struct vm *vm = tv->vm;
 		bool send = look(t, tv, now);
 
