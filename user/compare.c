@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "compare.h"
 
-#include <xxhash.h>
-
+#include "block_hash.h"
 #include "digest.h"
 
 struct compare {
@@ -30,18 +29,29 @@ struct compare *compare_free(struct compare *c)
 	return NULL;
 }
 
-/* The block's hash is the ith of the content, and so goes into the fold. */
-static bool same_block(const struct compare *c, const uint8_t *block, uint64_t i, uint64_t *fold)
-{
-	uint64_t hash = XXH64(block, VSR_BLOCK_SIZE, c->seed);
+/* Blocks that are hashed at a time. */
+#define BATCH 16
 
-	*fold = vsr_digest_fold(*fold, hash);
-	return hash == match_blocks(c->match)[i];
+/* Whether the n blocks at p are those of the content from the ith on. They go into the fold. */
+static bool same_blocks(const struct compare *c, const uint8_t *p, size_t n, uint64_t i,
+			uint64_t *fold)
+{
+	uint64_t hashes[BATCH];
+
+	for (size_t part; n > 0; p += part * VSR_BLOCK_SIZE, i += part, n -= part) {
+		part = MIN(n, (size_t)BATCH);
+		block_hashes(p, part, c->seed, hashes);
+		if (memcmp(hashes, match_blocks(c->match) + i, part * sizeof(*hashes)) != 0)
+			return false;
+		for (size_t k = 0; k < part; k++)
+			*fold = vsr_digest_fold(*fold, hashes[k]);
+	}
+	return true;
 }
 
 bool compare_more(struct compare *c, const uint8_t *p, size_t n)
 {
-	size_t fill = c->length % VSR_BLOCK_SIZE, all = n, part = VSR_BLOCK_SIZE - fill;
+	size_t fill = c->length % VSR_BLOCK_SIZE, all = n, part = VSR_BLOCK_SIZE - fill, whole;
 	uint64_t i = c->length / VSR_BLOCK_SIZE, fold = c->fold;
 	uint8_t joined[VSR_BLOCK_SIZE];
 
@@ -50,15 +60,17 @@ bool compare_more(struct compare *c, const uint8_t *p, size_t n)
 	if (fill > 0 && n >= part) {
 		memcpy(joined, c->partial, fill);
 		memcpy(joined + fill, p, part);
-		if (!same_block(c, joined, i++, &fold))
+		if (!same_blocks(c, joined, 1, i++, &fold))
 			return false;
 		p += part;
 		n -= part;
 		fill = 0;
 	}
-	for (; fill == 0 && n >= VSR_BLOCK_SIZE; p += VSR_BLOCK_SIZE, n -= VSR_BLOCK_SIZE)
-		if (!same_block(c, p, i++, &fold))
-			return false;
+	whole = fill == 0 ? n / VSR_BLOCK_SIZE : 0;
+	if (!same_blocks(c, p, whole, i, &fold))
+		return false;
+	p += whole * VSR_BLOCK_SIZE;
+	n -= whole * VSR_BLOCK_SIZE;
 	memcpy(c->partial + fill, p, n);
 	c->length += all;
 	c->fold = fold;
