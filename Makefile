@@ -312,7 +312,7 @@ fuzz: deps
 lint: deps
 	$(SUBMAKE) all
 	$(Q)tests/lint $(B)
-	$(Q)tests/tidy $(B)
+	$(Q)tests/analyze $(B) --tidy
 
 #: make analyze      gcc's -fanalyzer over the sources
 analyze: deps

@@ -898,7 +898,7 @@ int grpc_run(struct grpc *g, uint64_t now)
 {
 	g->now = now;
 	list_for_each_safe(n, &g->calls) {
-		struct grpc_call *call = list_entry(n, struct grpc_call, list);
+		struct grpc_call *call = container_of(n, struct grpc_call, list);
 
 		if (call->deadline <= now)
 			end_call(call, GRPC_DEADLINE_EXCEEDED, nothing_sent(call),
@@ -927,7 +927,7 @@ uint64_t grpc_next_event(const struct grpc *g)
 	if (!list_empty(&g->finished))
 		return 0;
 	list_for_each(n, &g->calls)
-		next = MIN(next, list_entry(n, struct grpc_call, list)->deadline);
+		next = MIN(next, container_of(n, struct grpc_call, list)->deadline);
 	return next;
 }
 
@@ -1023,9 +1023,9 @@ struct grpc *grpc_free(struct grpc *g)
 	if (!g)
 		return NULL;
 	list_for_each_safe(n, &g->calls)
-		call_free(list_entry(n, struct grpc_call, list));
+		call_free(container_of(n, struct grpc_call, list));
 	list_for_each_safe(n, &g->finished)
-		call_free(list_entry(n, struct grpc_call, list));
+		call_free(container_of(n, struct grpc_call, list));
 	while (g->n_pieces > 0)
 		drop_first_piece(g);
 	nghttp2_session_del(g->session);
