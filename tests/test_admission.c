@@ -1406,9 +1406,32 @@ static void test_random_crowd_keeps_the_limits_of_a_small_budget(void **state)
 	}
 }
 
+static void test_limits_that_contradict_each_other_are_refused(void **state)
+{
+	struct admission *a = NULL;
+	struct vm_table *vms = NULL;
+	struct admission_settings bad[5];
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		bad[i] = admission_defaults;
+	bad[0].places = 0;
+	bad[1].waiting = 0;
+	bad[2].report_limit = 1ULL << 32;
+	bad[3].budget = 1ULL << 63;
+	bad[4].budget = 2 * (bad[4].report_limit + MIB) - 2; /* not twice the maximum */
+	assert_int_equal(vm_table_new(10, unlimited, unlimited, &vms), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		assert_int_equal(admission_new(vms, &bad[i], &a), -EINVAL);
+		assert_null(a);
+	}
+	vm_table_free(vms);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_limits_that_contradict_each_other_are_refused),
 		cmocka_unit_test(test_50_known_guests_of_1_mb_at_once_and_a_51st_waits_its_turn),
 		cmocka_unit_test(test_third_connection_of_a_vm_waits_and_a_fourth_is_refused),
 		cmocka_unit_test(test_refused_arrival_changes_nothing),

@@ -46,6 +46,7 @@ static void test_rate_zero_negative_or_nan_is_unlimited(void **state)
 	const double rates[] = { 0, -1, NAN };
 
 	(void)state;
+	assert_int_equal(bucket_rate_per(1, 0, 1).interval, 0); /* per no time at all */
 	for (size_t i = 0; i < ARRAY_SIZE(rates); i++) {
 		struct bucket_rate r = bucket_rate_per(rates[i], USEC_PER_SEC, 1);
 		struct bucket b = { 0 };

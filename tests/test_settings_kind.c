@@ -279,6 +279,15 @@ static void listeners_are_of_a_namespace(void **state _unused_)
 	settings_kind_done(&row, &field.s);
 }
 
+static void a_kind_that_is_none_takes_nothing_and_writes_nothing(void **state _unused_)
+{
+	const struct settings_row row = { .kind = (enum settings_kind)99 };
+
+	REFUSES(&row, "", "1");
+	writes(&row, "");
+	settings_kind_done(&row, &field.s);
+}
+
 #define TEST(f) cmocka_unit_test_setup(f, clear)
 
 int main(void)
@@ -295,6 +304,7 @@ int main(void)
 		TEST(lists_have_their_bounds),
 		TEST(sockets_are_named_by_cid_or_pattern),
 		TEST(listeners_are_of_a_namespace),
+		TEST(a_kind_that_is_none_takes_nothing_and_writes_nothing),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

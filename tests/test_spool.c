@@ -355,6 +355,26 @@ static void impossible_figures_are_refused_though_the_checksum_is_right(void **s
 	assert_non_null(spool_header_read(bytes, sizeof(bytes), 0, &h));
 }
 
+static void a_header_of_another_version_is_told_though_the_checksum_is_right(void **state _unused_)
+{
+	/* Version, size of the header, and what is kept free for the next version. */
+	static const size_t places[] = { 8, 12, SPOOL_HEADER_SIZE - 16 };
+	struct spool_header h;
+	uint8_t bytes[SPOOL_HEADER_SIZE];
+
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+		uint64_t sum;
+
+		spool_header_write(bytes, &some_header);
+		bytes[places[i]] ^= 1;
+		sum = htole64(XXH64(bytes, SPOOL_HEADER_SIZE - 8, 0));
+		memcpy(bytes + SPOOL_HEADER_SIZE - 8, &sum, sizeof(sum));
+		assert_string_equal(spool_header_read(bytes, sizeof(bytes),
+						      SPOOL_HEADER_SIZE + 5000, &h),
+				    "it was written by another version");
+	}
+}
+
 static void only_names_in_canonical_form_are_names(void **state _unused_)
 {
 	static const char *const good[] = { "0-3-1.vsr",
@@ -1064,6 +1084,7 @@ int main(void)
 		cmocka_unit_test(a_header_reads_as_it_was_written),
 		cmocka_unit_test(each_flipped_bit_and_each_cut_of_a_header_is_found),
 		cmocka_unit_test(impossible_figures_are_refused_though_the_checksum_is_right),
+		cmocka_unit_test(a_header_of_another_version_is_told_though_the_checksum_is_right),
 		cmocka_unit_test(only_names_in_canonical_form_are_names),
 		cmocka_unit_test(a_damaged_seed_is_no_seed),
 #define IN_FOLDER(name) cmocka_unit_test_setup_teardown(name, make_folder, remove_folder)

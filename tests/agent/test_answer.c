@@ -44,6 +44,7 @@ static void what_is_no_answer_has_a_code_of_its_own(void **state)
 	assert_int_equal(code_of(SEND_TIMEOUT, 0, 0), AGENT_EXIT_TEMPORARY);
 	assert_int_equal(code_of(SEND_STOPPED, 0, 0), AGENT_EXIT_TEMPORARY);
 	assert_int_equal(code_of(SEND_UNREACHABLE, 0, ECONNRESET), AGENT_EXIT_TEMPORARY);
+	assert_int_equal(code_of((enum send_end)99, 0, 0), AGENT_EXIT_REFUSED);
 	/* Waiting does not bring a vsock device. */
 	assert_int_equal(code_of(SEND_UNREACHABLE, 0, ENODEV), AGENT_EXIT_UNAVAILABLE);
 	assert_int_equal(code_of(SEND_UNREACHABLE, 0, EAFNOSUPPORT), AGENT_EXIT_UNAVAILABLE);
