@@ -270,8 +270,10 @@ static ssize_t receive_to(struct stream *s, uint8_t *to, size_t n)
 	do
 		got = recv(s->fd, to, n, MSG_DONTWAIT);
 	while (got < 0 && errno == EINTR);
+	/* ENOBUFS is not ours: the kernel has reset a guest that sent more than its credit allowed
+	 * (virtio_transport_recv_enqueue()). */
 	if (got < 0)
-		return -errno;
+		return errno == ENOBUFS ? -ECONNRESET : -errno;
 	s->received += (uint64_t)got;
 	s->read += (uint64_t)got;
 	return got;
