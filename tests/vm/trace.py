@@ -835,7 +835,7 @@ def no_daemon():
         assert any("verdict errors cannot be seen" in line for line in t.said), t.said
 
 
-QUICK = (packets_exact, lost, flows_exact, alarms_exact, latency)
+QUICK = (packets_exact, names, lost, flows_exact, alarms_exact, latency)
 TESTS = (modules_missing, not_root, usage, no_daemon, packets_exact, packets_hostile, packets_text,
          names, packets_loopback, filters, count_and_duration, lost, flows_exact, flows_text,
          flows_vanish, alarms_exact, alarms_unanswered, alarms_of_the_relay, alarms_none, latency,
