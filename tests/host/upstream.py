@@ -79,11 +79,13 @@ def ended(r, how, n=1, seconds=20):
 def retried(action, seconds=20):
     """Fails the first call; the content goes again after the first step, the same bytes."""
     with gs.Server(actions=[action]) as server, relay(server.address) as r:
+        begun = time.monotonic()
         payload = accept(r)
         ended(r, "acked", seconds=seconds)
         assert server.payloads(100) == [payload, payload]
-        first, second = (c.at for c in server.of(100))
-        assert second - first >= BASE * 0.9, second - first
+        # The step counts from the send, which the server sees later: how much later is its own.
+        second = server.of(100)[1].at
+        assert second - begun >= BASE, second - begun
         assert r.metric("index_reports_sent_total", "true") == 1
 
 
