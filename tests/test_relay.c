@@ -569,18 +569,22 @@ static void known_digest_under_another_header_is_a_digest_mismatch(void **state 
 }
 
 /* A raw report, of which nobody has asked for the XXH64. */
-static int submit_unnamed(struct world *w, uint32_t cid, struct buf *b)
+static int submit_unnamed(struct world *w, uint32_t cid, struct buf *b, struct submission *sub)
 {
 	enum relay_verdict verdict = RELAY_NEW;
-	struct relay_report report = {
-		.vm = vm_of(w, cid),
-		.content = b,
-		.digest = digest_of(b),
-		.xxh64_unknown = true,
-		.decided = on_decided,
-	};
-	int r = relay_submit(w->r, &report, w->now, &verdict);
+	int r;
 
+	*sub = (struct submission){
+		.report = {
+			.vm = vm_of(w, cid),
+			.content = b,
+			.digest = digest_of(b),
+			.xxh64_unknown = true,
+			.decided = on_decided,
+		},
+		.w = w,
+	};
+	r = relay_submit(w->r, &sub->report, w->now, &verdict);
 	relay_run(w->r, w->now);
 	check(w);
 	return r < 0 ? r : (int)verdict;
@@ -592,11 +596,12 @@ static void an_offer_finds_raw_content_that_is_in_memory(void **state _unused_)
 	struct buf *b = content('a');
 	uint64_t name = XXH64(buf_data(b), buf_len(b), 0), other = name + 1;
 	enum relay_verdict verdict = RELAY_ACCEPTED;
+	struct submission sub;
 	struct world w;
 
 	world_open(&w, defaults(), unlimited);
-	assert_int_equal(submit_unnamed(&w, 7, b), RELAY_ACCEPTED);
-	assert_int_equal(submit_unnamed(&w, 7, b), RELAY_DUPLICATE);
+	assert_int_equal(submit_unnamed(&w, 7, b, &sub), RELAY_ACCEPTED);
+	assert_int_equal(submit_unnamed(&w, 7, b, &sub), RELAY_DUPLICATE);
 	assert_int_equal(relay_offer(w.r, vm_of(&w, 7), buf_len(b), other, w.now), RELAY_NEW);
 	assert_int_equal(relay_offer(w.r, vm_of(&w, 7), buf_len(b), name, w.now), RELAY_DUPLICATE);
 	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b), digest_of(b), &other,
@@ -605,26 +610,27 @@ static void an_offer_finds_raw_content_that_is_in_memory(void **state _unused_)
 	world_close(&w);
 }
 
-static void what_is_gone_is_named_by_the_next_framed_report(void **state _unused_)
+static void raw_content_is_named_before_it_goes(void **state _unused_)
 {
 	_cleanup_(buf_unrefp)
 	struct buf *b = content('a');
-	enum relay_verdict verdict = RELAY_ACCEPTED;
-	uint64_t name = name_of(b);
+	uint64_t name = XXH64(buf_data(b), buf_len(b), 0);
+	struct relay_settings s = defaults();
+	struct submission sub;
 	struct world w;
 
-	world_open(&w, defaults(), unlimited);
-	assert_int_equal(submit_unnamed(&w, 7, b), RELAY_ACCEPTED);
-	end(&w, SEND_ACKED);
-	assert_int_equal(offer(&w, 7, 'a'), RELAY_NEW);
-	assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(b), digest_of(b), &name,
-				     METRIC_KERNEL, w.now, &verdict),
-			 0);
-	assert_int_equal(verdict, RELAY_NEW); /* only its bytes can tell */
-	assert_int_equal(known(&w, 7, 'a'), RELAY_SUPPRESSED);
-	assert_int_equal(submit(&w, 7, 'a'), RELAY_SUPPRESSED);
-	assert_int_equal(offer(&w, 7, 'a'), RELAY_SUPPRESSED);
-	world_close(&w);
+	for (int slots = 0; slots < 2; slots++) {
+		s.cache.slots = 100 * slots;
+		world_open(&w, s, unlimited);
+		assert_int_equal(submit_unnamed(&w, 7, b, &sub),
+				 slots ? RELAY_ACCEPTED : -EINPROGRESS);
+		end(&w, SEND_ACKED);
+		assert_int_equal(relay_offer(w.r, vm_of(&w, 7), buf_len(b), ~name, w.now),
+				 RELAY_NEW);
+		assert_int_equal(relay_offer(w.r, vm_of(&w, 7), buf_len(b), name, w.now),
+				 RELAY_SUPPRESSED);
+		world_close(&w);
+	}
 }
 
 static void length_counts_beside_the_digest(void **state _unused_)
@@ -903,6 +909,30 @@ static void dedup_bytes_unpacks_to_compare(void **state _unused_)
 	pack_all(&w);
 	assert_int_equal(submit(&w, 7, 'b'), RELAY_ACCEPTED);
 	assert_int_equal(vm_of(&w, 7)->generation, 2);
+	world_close(&w);
+}
+
+static void packed_raw_content_is_named_before_it_goes(void **state _unused_)
+{
+	_cleanup_(buf_unrefp)
+	struct buf *b = content('a');
+	uint64_t name = XXH64(buf_data(b), buf_len(b), 0);
+	struct relay_settings s = defaults();
+	struct submission sub;
+	struct world w;
+
+	s.cache.pack = 5 * SEC;
+	s.cache.keep = 48 * HOUR;
+	world_open(&w, s, unlimited);
+	assert_int_equal(submit_unnamed(&w, 7, b, &sub), RELAY_ACCEPTED);
+	end(&w, SEND_ACKED);
+	run_at(&w, T0 + 5 * SEC);
+	pack_all(&w);
+	assert_int_equal(figures(&w).cache.packed, 1);
+	s.cache.keep = 0;
+	assert_int_equal(relay_set(w.r, &s, w.now), 0);
+	assert_int_equal(figures(&w).cache.packed, 0);
+	assert_int_equal(relay_offer(w.r, vm_of(&w, 7), buf_len(b), name, w.now), RELAY_SUPPRESSED);
 	world_close(&w);
 }
 
@@ -1972,7 +2002,7 @@ int main(void)
 		cmocka_unit_test(what_is_new_is_not_counted_before_it_is_read),
 		cmocka_unit_test(known_digest_under_another_header_is_a_digest_mismatch),
 		cmocka_unit_test(an_offer_finds_raw_content_that_is_in_memory),
-		cmocka_unit_test(what_is_gone_is_named_by_the_next_framed_report),
+		cmocka_unit_test(raw_content_is_named_before_it_goes),
 		cmocka_unit_test(length_counts_beside_the_digest),
 		cmocka_unit_test(acked_content_is_suppressed_until_the_refresh_interval),
 		cmocka_unit_test(refresh_interval_0_never_refreshes),
@@ -1985,6 +2015,7 @@ int main(void)
 		cmocka_unit_test(kept_content_goes_24_h_after_its_vm_was_heard_last),
 		cmocka_unit_test(a_reload_that_keeps_nothing_frees_what_was_kept),
 		cmocka_unit_test(packed_content_is_resent_and_recognised_like_any),
+		cmocka_unit_test(packed_raw_content_is_named_before_it_goes),
 		cmocka_unit_test(dedup_bytes_unpacks_to_compare),
 		cmocka_unit_test(an_idle_vm_costs_less_than_512_bytes_besides_its_content),
 		cmocka_unit_test(damaged_content_ends_custody_and_is_counted),

@@ -7,11 +7,14 @@
 #define LEVEL	   1
 #define WINDOW_LOG 17
 #define PAGE	   4096
+/* Behind the frame: XXH64 of the content, in the machine's own order of bytes. */
+#define TRAILER sizeof(uint64_t)
 /* Compared at a time; on the stack. */
 #define PIECE (16 * KIB)
 
 struct packer {
 	ZSTD_CCtx *z;
+	XXH64_state_t *hash;
 	struct buf *content; /* NULL: nothing to do */
 	struct buf *packed;
 	size_t done; /* bytes of content */
@@ -33,8 +36,9 @@ int packer_new(struct packer **ret)
 	if (!p)
 		return -ENOMEM;
 	p->z = ZSTD_createCCtx();
-	if (!p->z) {
-		free(p);
+	p->hash = XXH64_createState();
+	if (!p->z || !p->hash) {
+		packer_free(p);
 		return -ENOMEM;
 	}
 	ZSTD_CCtx_setParameter(p->z, ZSTD_c_compressionLevel, LEVEL);
@@ -56,6 +60,7 @@ struct packer *packer_free(struct packer *p)
 		return NULL;
 	packer_cancel(p);
 	ZSTD_freeCCtx(p->z);
+	XXH64_freeState(p->hash);
 	free(p);
 	return NULL;
 }
@@ -71,6 +76,7 @@ int packer_begin(struct packer *p, struct buf *content)
 		return r;
 	ZSTD_CCtx_reset(p->z, ZSTD_reset_session_only);
 	ZSTD_CCtx_setPledgedSrcSize(p->z, buf_len(content));
+	XXH64_reset(p->hash, 0);
 	p->content = buf_ref(content);
 	p->done = 0;
 	return 0;
@@ -94,6 +100,17 @@ static int compress(struct packer *p, ZSTD_inBuffer *in, bool last)
 	}
 }
 
+static int add_trailer(struct packer *p)
+{
+	uint64_t hash = XXH64_digest(p->hash);
+
+	if (buf_room(p->packed) < TRAILER)
+		return -E2BIG;
+	memcpy(buf_tail(p->packed), &hash, TRAILER);
+	buf_advance(p->packed, TRAILER);
+	return 1;
+}
+
 int packer_step(struct packer *p, size_t slice, struct buf **ret)
 {
 	size_t length = buf_len(p->content), n = MIN(slice, length - p->done);
@@ -101,7 +118,10 @@ int packer_step(struct packer *p, size_t slice, struct buf **ret)
 	int r;
 
 	p->done += n;
+	XXH64_update(p->hash, in.src, n);
 	r = compress(p, &in, p->done == length);
+	if (r == 1)
+		r = add_trailer(p);
 	if (r == 1) {
 		buf_seal_packed(p->packed, length);
 		*ret = TAKE_PTR(p->packed);
@@ -185,32 +205,17 @@ int reader_copy(const struct buf *content, uint8_t *to, size_t n)
 	return result < 0 ? result : reader_read(r, to, n);
 }
 
-int content_xxh64(const struct buf *content, uint64_t *ret)
+uint64_t content_xxh64(const struct buf *content)
 {
-	_cleanup_(reader_freep)
-	struct reader *r = NULL;
-	uint8_t piece[PIECE];
-	XXH64_state_t *state;
-	int result;
+	const uint8_t *stored;
+	uint64_t hash;
+	size_t n;
 
-	if (!buf_packed(content)) {
-		*ret = XXH64(buf_data(content), buf_len(content), 0);
-		return 0;
-	}
-	state = XXH64_createState();
-	result = state ? reader_new(content, &r) : -ENOMEM;
-	if (state)
-		XXH64_reset(state, 0);
-	for (size_t at = 0, n; result == 0 && at < buf_len(content); at += n) {
-		n = MIN(buf_len(content) - at, sizeof(piece));
-		result = reader_read(r, piece, n);
-		if (result == 0)
-			XXH64_update(state, piece, n);
-	}
-	if (result == 0)
-		*ret = XXH64_digest(state);
-	XXH64_freeState(state);
-	return result;
+	if (!buf_packed(content))
+		return XXH64(buf_data(content), buf_len(content), 0);
+	stored = buf_stored(content, &n);
+	memcpy(&hash, stored + n - TRAILER, TRAILER);
+	return hash;
 }
 
 bool content_equal(const struct buf *a, const struct buf *b)

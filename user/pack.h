@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Compression of contents that stay (zstd). A packed content is a buffer of its own (buf_packed()):
- * a frame of zstd with a checksum. Nothing is ever unpacked as a whole to be kept: who needs the
+ * a frame of zstd with a checksum, and the content's XXH64. Nothing is ever unpacked as a whole to be kept: who needs the
  * bytes reads them piece by piece.
  *
  * Packing goes in steps, so that the event loop can do one at a time. Reading works in any thread
@@ -55,8 +55,8 @@ int reader_read(struct reader *r, uint8_t *to, size_t n);
 /* The first n bytes at once. Returns 0, -ENOMEM, -EBADMSG. */
 int reader_copy(const struct buf *content, uint8_t *to, size_t n);
 
-/* XXH64, seed 0, of a content, packed or not. Returns 0, -ENOMEM, -EBADMSG. */
-int content_xxh64(const struct buf *content, uint64_t *ret);
+/* XXH64, seed 0, of a content. Of a packed one it was taken when that was packed, and costs nothing. */
+uint64_t content_xxh64(const struct buf *content);
 
 /* Whether two contents, packed or not, have the same bytes. One that cannot be read equals none. */
 bool content_equal(const struct buf *a, const struct buf *b);

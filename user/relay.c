@@ -156,6 +156,18 @@ static void count_unkept(enum cache_end why)
 									    : METRIC_UNKEPT_OFF);
 }
 
+/* The bytes of a report that came raw go, and offers still name it: the last chance to hash it. */
+static void name_record(struct relay *r, const struct cache_removal *removal)
+{
+	struct vm *vm = vm_table_find(r->vms, removal->id);
+
+	if (!vm || !vm->record_xxh64_unknown || cache_known(r->cache, removal->id) ||
+	    removal->generation != vm->generation || buf_len(removal->content) != vm->record_length)
+		return;
+	vm->record_xxh64 = content_xxh64(removal->content);
+	vm->record_xxh64_unknown = false;
+}
+
 /* The cache let go of an entry. If something was lost with it, custody ends here. */
 static void on_cache_removal(const struct cache_removal *removal, void *userdata)
 {
@@ -169,6 +181,7 @@ static void on_cache_removal(const struct cache_removal *removal, void *userdata
 	struct vm *vm;
 	const struct held *h;
 
+	name_record(r, removal);
 	if (removal->hold == CACHE_HOLD_KEPT) {
 		count_unkept(removal->why);
 		return;
@@ -202,8 +215,11 @@ static const uint64_t *record_xxh64(struct relay *r, struct vm *vm)
 
 	if (vm->record_xxh64_unknown) {
 		e = cache_known(r->cache, vm->node.id);
-		if (e && e->digest == vm->record_digest && buf_len(e->content) == vm->record_length)
-			vm->record_xxh64_unknown = content_xxh64(e->content, &vm->record_xxh64) < 0;
+		if (e && e->digest == vm->record_digest &&
+		    buf_len(e->content) == vm->record_length) {
+			vm->record_xxh64 = content_xxh64(e->content);
+			vm->record_xxh64_unknown = false;
+		}
 	}
 	return vm->record_xxh64_unknown ? NULL : &vm->record_xxh64;
 }
@@ -1400,9 +1416,11 @@ int relay_submit(struct relay *r, struct relay_report *report, uint64_t now,
 		*ret_verdict = verdict;
 		return 0;
 	}
-	/* A file has it as its checksum. */
-	if (r->store && content.xxh64_unknown)
-		content.xxh64_unknown = content_xxh64(report->content, &content.xxh64) < 0;
+	/* A file has it as its checksum; and without slots the bytes are gone before anybody asks. */
+	if (content.xxh64_unknown && (r->store || r->settings.cache.slots == 0)) {
+		content.xxh64 = content_xxh64(report->content);
+		content.xxh64_unknown = false;
+	}
 	/* This report's VM may be the one that needs another slot. */
 	follow_vms(r, now);
 	content.generation = next_generation(r, vm);
