@@ -582,6 +582,8 @@ static void without_descriptors_the_listener_rests(void **state)
 	assert_non_null(f);
 	/* It accepts, and says EMFILE after that: the connection is gone. */
 	if (strstr(getenv("LD_PRELOAD") ?: "", "valgrind")) {
+		/* skip() does not return, so nothing is cleaned up. */
+		fclose(TAKE_PTR(f));
 		close(was);
 		skip();
 	}
