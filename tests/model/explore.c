@@ -3,7 +3,7 @@
  * Explores all that can happen to the rules of model.h, breadth first, and prints TAP: the rules of
  * the contract keep the invariants whatever comes; each rule that is known to be wrong, and each
  * assumption that is given up, has a counterexample, the shortest of which is printed. Then random
- * walks of the model are done to user/relay.c and user/tracker.c too, which must decide the same.
+ * walks of the model are done to user/relay*.c and user/tracker.c too, which must decide the same.
  *
  *   explore [STEPS]        steps of the walks, 200000 by default
  */
