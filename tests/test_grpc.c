@@ -28,8 +28,9 @@
 
 /* The compiler must not see that these are malloc and calloc, or it makes ours call itself. */
 static void *(*volatile allocate)(size_t size) = malloc;
-static long fail_at = -1; /* so many allocations succeed; negative: all */
-static bool client_runs;  /* the server's memory does not run out */
+static long fail_at = -1;    /* so many allocations succeed; negative: all */
+static bool client_runs;     /* the server's memory does not run out */
+static unsigned int n_fresh; /* buffers that began as small as they are for an incoming message */
 
 /* A function of the core: only here do allocations fail. */
 #define CORE(expr)                        \
@@ -57,6 +58,7 @@ void *realloc(void *old, size_t size)
 {
 	void *p = runs_out() ? NULL : allocate(MAX(size, (size_t)1));
 
+	n_fresh += client_runs && !old && size == 256;
 	if (p && old)
 		memcpy(p, old, MIN(malloc_usable_size(old), size));
 	if (p)
@@ -124,6 +126,7 @@ struct call_log {
 	size_t n_messages;
 	char messages[256]; /* joined by '|' */
 	bool cancel_on_message;
+	struct call_log *cancels; /* when this one is done */
 };
 
 struct world {
@@ -413,6 +416,8 @@ static void on_done(struct grpc_call *call _unused_, const struct grpc_result *r
 	log->response_len = r->response_len;
 	if (r->response)
 		memcpy(log->response, r->response, MIN(r->response_len, sizeof(log->response)));
+	if (log->cancels)
+		grpc_call_cancel(log->cancels->call);
 }
 
 static void on_message(struct grpc_call *call, const uint8_t *data, size_t len, void *userdata,
@@ -681,6 +686,7 @@ static void a_damaged_payload_is_never_delivered(void **state _unused_)
 	size_t len;
 
 	buf_stored(packed, &len);
+	len -= sizeof(uint64_t); /* XXH64, behind the frame */
 	for (size_t i = 1; i < 4; i++) {
 		struct buf *bad = with_damage(packed, len * i / 3 - 1);
 		struct call_log log;
@@ -818,6 +824,7 @@ static void messages_are_decoded_and_made_printable(void **state _unused_)
 		{ "%", "%" },
 		{ "%4", "%4" },
 		{ "%zz%41", "%zzA" },
+		{ "%-1%4-", "%-1%4-" },
 		{ "a%0Ab%1b%00c", "a?b??c" },
 		{ "\xc3\xa4%c3%A4", "????" },
 	};
@@ -935,6 +942,8 @@ static void an_answer_that_is_no_grpc_is_read_by_its_http_status(void **state _u
 	} cases[] = {
 		{ "200", "text/html", GRPC_UNKNOWN },
 		{ "200", "application/grpcx", GRPC_UNKNOWN },
+		{ "200", "application/xhtml+xml", GRPC_UNKNOWN },
+		{ "099", "application/grpc", GRPC_UNKNOWN },
 		{ "400", "text/html", GRPC_INTERNAL },
 		{ "401", "text/html", GRPC_UNAUTHENTICATED },
 		{ "403", "text/html", GRPC_PERMISSION_DENIED },
@@ -1050,6 +1059,8 @@ static void resets_have_their_status(void **state _unused_)
 		{ NGHTTP2_CANCEL, GRPC_CANCELLED },
 		{ NGHTTP2_ENHANCE_YOUR_CALM, GRPC_RESOURCE_EXHAUSTED },
 		{ NGHTTP2_INADEQUATE_SECURITY, GRPC_PERMISSION_DENIED },
+		{ NGHTTP2_STREAM_CLOSED, GRPC_UNKNOWN },
+		{ NGHTTP2_HTTP_1_1_REQUIRED, GRPC_UNKNOWN },
 		{ 0x12345, GRPC_INTERNAL },
 	};
 
@@ -1170,6 +1181,120 @@ static void too_many_pings_are_told_apart(void **state _unused_)
 	pump(&w);
 	assert_true(grpc_too_many_pings(w.g));
 	world_close(&w);
+
+	world_open(&w);
+	nghttp2_submit_goaway(w.server, 0, 0, NGHTTP2_ENHANCE_YOUR_CALM,
+			      (const uint8_t *)"too_many_calls", 14);
+	pump(&w);
+	assert_true(grpc_draining(w.g));
+	assert_false(grpc_too_many_pings(w.g));
+	world_close(&w);
+}
+
+/* The server may still refuse a call that its GOAWAY let live; then that is not GOAWAY's doing. */
+static void a_call_refused_after_goaway_says_which_of_the_two_it_was(void **state _unused_)
+{
+	struct call_log log;
+	struct world w;
+
+	world_open(&w);
+	call(&w, &log, 100);
+	nghttp2_submit_goaway(w.server, 0, last(&w)->id, NGHTTP2_NO_ERROR, NULL, 0);
+	pump(&w);
+	assert_int_equal(log.done, 0);
+	nghttp2_submit_rst_stream(w.server, 0, last(&w)->id, NGHTTP2_REFUSED_STREAM);
+	pump(&w);
+	assert_result(&log, GRPC_UNAVAILABLE, true);
+	assert_string_equal(log.message, "stream was reset: REFUSED_STREAM");
+	world_close(&w);
+}
+
+/* What is broken after that is only what follows from it. */
+static void the_first_reason_is_the_one_that_is_told(void **state _unused_)
+{
+	static const struct {
+		const char *bytes;
+		size_t len;
+	} cases[] = {
+		{ "\0\0\4\3\0\0\0\0\0\0\0\0\0", 13 }, /* RST_STREAM of stream 0 */
+		{ "\0\0\1\1\4\0\0\0\1\377", 10 },     /* headers that cannot be decoded */
+		{ "\0\0\5\1\4\0\0\0\1\0\1x\1y", 14 }, /* HEADERS without :status */
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct call_log log;
+		struct world w;
+
+		world_open(&w);
+		call(&w, &log, 100);
+		nghttp2_submit_goaway(w.server, 0, last(&w)->id, NGHTTP2_NO_ERROR,
+				      (const uint8_t *)"bye", 3);
+		pump(&w);
+		feed(&w, cases[i].bytes, cases[i].len);
+		assert_string_equal(grpc_why(w.g), "GOAWAY: NO_ERROR, bye");
+		world_close(&w);
+		assert_int_equal(log.done, 1);
+	}
+}
+
+static void a_reason_is_told_as_one_printable_line(void **state _unused_)
+{
+	char why[1000] = "broken\n\x7f pipe ", shown[256];
+	struct call_log log;
+	struct world w;
+	size_t n;
+
+	n = strlen(why);
+	memset(why + n, 'x', sizeof(why) - n - 1);
+	snprintf(shown, sizeof(shown), "broken?? pipe %s", why + n);
+	world_open(&w);
+	call(&w, &log, 100);
+	grpc_close(w.g, why, w.now);
+	assert_result(&log, GRPC_UNAVAILABLE, false);
+	assert_string_equal(log.message, shown);
+	world_close(&w);
+}
+
+/* As when the daemon gives up: who asked is gone by then. ASan sees what is left over. */
+static void a_freed_connection_frees_its_calls_and_tells_nobody(void **state _unused_)
+{
+	struct buf *payload = payload_of(100000), *packed = pack_in_steps(payload, MIB);
+	struct buf *bad = with_damage(packed, 0);
+	struct call_log open, over;
+	struct iovec iov[8];
+	struct world w;
+
+	world_open(&w);
+	assert_int_equal(call_with(&w, &open, payload, 5 * SEC), 0);
+	assert_int_equal(call_with(&w, &over, bad, 5 * SEC), 0);
+	assert_true(grpc_output(w.g, iov, ARRAY_SIZE(iov)) > 0);
+	assert_int_equal(grpc_calls(w.g), 1);
+	/* It ended while output was made: to be told at once. */
+	assert_int_equal(grpc_next_event(w.g), 0);
+	w.g = grpc_free(w.g);
+	assert_int_equal(open.done + over.done, 0);
+	world_close(&w);
+	buf_unref(payload);
+	buf_unref(packed);
+	buf_unref(bad);
+}
+
+static void names_and_metadata_have_their_bounds(void **state _unused_)
+{
+	struct grpc_metadata many[9];
+	struct grpc_settings s = settings;
+	struct grpc *g = NULL;
+
+	assert_string_equal(grpc_status_name(GRPC_STATUS_MAX), "?");
+	for (size_t i = 0; i < ARRAY_SIZE(many); i++)
+		many[i] = node;
+	s.metadata = many;
+	s.n_metadata = ARRAY_SIZE(many);
+	assert_int_equal(grpc_new(&s, T0, &g), -EINVAL);
+	assert_null(g);
+	s.n_metadata--;
+	assert_int_equal(grpc_new(&s, T0, &g), 0);
+	grpc_free(g);
 }
 
 static void a_lost_connection_tells_what_may_have_arrived(void **state _unused_)
@@ -1239,6 +1364,23 @@ static void a_peer_that_speaks_something_else_is_an_error(void **state _unused_)
 	}
 }
 
+/* The answer to our SETTINGS says nothing about the server's own. */
+static void a_connection_begins_with_the_settings_of_the_server(void **state _unused_)
+{
+	static const uint8_t ack[] = { 0, 0, 0, 4, 1, 0, 0, 0, 0 };
+	struct call_log log;
+	struct world w;
+
+	assert_int_equal(open_with(&w, NULL, 0, false), 0);
+	assert_int_equal(start_stream(&w, &log), 0);
+	/* Until then, silence is not the silence of a gRPC server. */
+	assert_int_equal(grpc_next_event(w.g), USEC_INFINITY);
+	feed(&w, ack, sizeof(ack));
+	assert_int_equal(w.result, -EPROTO);
+	assert_false(grpc_ready(w.g));
+	world_close(&w);
+}
+
 static void unknown_frames_are_ignored(void **state _unused_)
 {
 	static const uint8_t unknown[] = { 0,	0, 3, 0xfa, 0xff, 0, 0, 0, 0, 'x', 'y',
@@ -1295,6 +1437,7 @@ static void frames_that_break_the_rules_end_it(void **state _unused_)
 			assert_true(log.status != GRPC_OK);
 		} else {
 			assert_int_equal(w.result, -EPROTO);
+			assert_int_equal(grpc_run(w.g, w.now), -EPROTO); /* and stays so */
 		}
 		world_close(&w);
 		assert_int_equal(log.done, 1);
@@ -1404,6 +1547,81 @@ static void output_is_bounded_and_other_calls_pass(void **state _unused_)
 	pump(&w);
 	assert_true(body_is(&w.streams[0], 16 * MIB));
 	assert_true(body_is(&w.streams[1], 16 * MIB));
+	buf_unref(payload);
+	world_close(&w);
+}
+
+static void requests_without_room_in_the_output_wait_and_come_whole(void **state _unused_)
+{
+	char paths[60][300];
+	struct call_log log;
+	struct iovec iov[8];
+	const uint8_t *first;
+	struct world w;
+	size_t n;
+
+	world_open(&w);
+	w.hold = true;
+	for (size_t i = 0; i < ARRAY_SIZE(paths); i++) {
+		struct grpc_request request = {
+			.path = paths[i],
+			.timeout = USEC_INFINITY,
+			.done = on_done,
+			.userdata = &log,
+		};
+		struct grpc_call *c;
+
+		/* Characters that the compression of headers makes no shorter. */
+		memset(paths[i], '^', sizeof(paths[i]));
+		n = (size_t)sprintf(paths[i], "/%zu.", i);
+		paths[i][n] = '^';
+		paths[i][sizeof(paths[i]) - 1] = '\0';
+		assert_int_equal(grpc_call_start(w.g, &request, w.now, &c), 0);
+		n = grpc_output(w.g, iov, ARRAY_SIZE(iov));
+	}
+	/* The output is full, up to the ring's end and from its start: half of the requests wait. */
+	assert_int_equal(n, 2);
+	assert_true(iov[0].iov_len + iov[1].iov_len < sizeof(paths) / 2);
+	first = iov[0].iov_base;
+	w.hold = false;
+	w.chunk = 1000;
+	assert_true(to_server(&w));
+	/* Who takes one piece at a time gets the first one. */
+	assert_int_equal(grpc_output(w.g, iov, 1), 1);
+	assert_ptr_equal(iov[0].iov_base, first + 1000);
+	pump(&w);
+	assert_int_equal(w.n_streams, ARRAY_SIZE(paths));
+	for (size_t i = 0; i < ARRAY_SIZE(paths); i++)
+		assert_non_null(strstr(w.streams[i].headers, paths[i]));
+	log = (struct call_log){ 0 };
+	world_close(&w);
+	assert_int_equal(log.done, ARRAY_SIZE(paths));
+}
+
+static void a_call_cancelled_while_its_data_waits_for_room_sends_no_more(void **state _unused_)
+{
+	const nghttp2_settings_entry wide[] = { { NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 1 << 30 } };
+	struct buf *payload = payload_of(16 * MIB);
+	struct call_log log[2];
+	struct iovec iov[256];
+	struct world w;
+
+	assert_int_equal(open_with(&w, wide, 1, false), 0);
+	nghttp2_session_set_local_window_size(w.server, 0, 0, 1 << 30);
+	pump(&w);
+	for (size_t i = 0; i < 2; i++)
+		assert_int_equal(call_with(&w, &log[i], payload, 5 * SEC), 0);
+	assert_true(grpc_output(w.g, iov, ARRAY_SIZE(iov)) > 0);
+	for (size_t i = 0; i < 2; i++)
+		grpc_call_cancel(log[i].call);
+	pump(&w);
+	for (size_t i = 0; i < 2; i++) {
+		assert_true(w.streams[i].body_len < 3 * MIB);
+		assert_false(w.streams[i].ended);
+		assert_int_not_equal(w.streams[i].reset, -1);
+		assert_int_equal(log[i].done, 0);
+	}
+	assert_usable(&w);
 	buf_unref(payload);
 	world_close(&w);
 }
@@ -1533,6 +1751,7 @@ static void a_ping_without_an_answer_ends_the_connection(void **state _unused_)
 	pump(&w);
 	w.hold = true;
 	later(&w, 10 * SEC);
+	assert_int_equal(grpc_input(w.g, "", 0, w.now), 0); /* no sign of life */
 	assert_int_equal(grpc_next_event(w.g), w.now + 40 * SEC);
 	later(&w, 40 * SEC - 1);
 	assert_int_equal(w.result, 0);
@@ -1608,6 +1827,64 @@ static void a_cancelled_call_is_never_done(void **state _unused_)
 	answer(&w, last(&w));
 	assert_int_equal(within.n_messages, 1);
 	assert_int_equal(stream.done + unary.done + within.done, 0);
+	assert_usable(&w);
+	world_close(&w);
+}
+
+static void a_stream_does_not_keep_the_memory_of_a_long_message(void **state _unused_)
+{
+	static char text[100001];
+	struct call_log log;
+	unsigned int before;
+	struct world w;
+
+	memset(text, 'x', sizeof(text) - 1);
+	world_open(&w);
+	assert_int_equal(start_stream(&w, &log), 0);
+	pump(&w);
+	message_add(last(&w), text);
+	answer(&w, last(&w));
+	assert_int_equal(log.n_messages, 1);
+	before = n_fresh;
+	message_add(last(&w), "a");
+	answer(&w, last(&w));
+	assert_int_equal(n_fresh, before + 1);
+	/* A short one's is kept. */
+	message_add(last(&w), "b");
+	answer(&w, last(&w));
+	assert_int_equal(n_fresh, before + 1);
+	assert_int_equal(log.n_messages, 3);
+	world_close(&w);
+}
+
+/* Two calls end at once, and whoever is told first cancels the other one. */
+static void a_call_that_is_over_can_be_cancelled_until_it_is_told(void **state _unused_)
+{
+	nghttp2_nv headers[] = { nv(":status", "200"), nv("content-type", "application/grpc"),
+				 nv("grpc-status", "5") };
+	uint8_t both[1000];
+	struct call_log log[2];
+	const uint8_t *data;
+	struct world w;
+	size_t len = 0;
+	ssize_t n;
+
+	world_open(&w);
+	for (size_t i = 0; i < 2; i++)
+		call(&w, &log[i], 100);
+	log[0].cancels = &log[1];
+	for (size_t i = 0; i < 2; i++)
+		nghttp2_submit_headers(w.server, NGHTTP2_FLAG_END_STREAM, w.streams[i].id, NULL,
+				       headers, ARRAY_SIZE(headers), NULL);
+	while ((n = nghttp2_session_mem_send(w.server, &data)) > 0) {
+		assert_true(len + (size_t)n <= sizeof(both));
+		memcpy(both + len, data, (size_t)n);
+		len += (size_t)n;
+	}
+	feed(&w, both, len);
+	assert_result(&log[0], GRPC_NOT_FOUND, false);
+	assert_int_equal(log[1].done, 0);
+	assert_int_equal(grpc_calls(w.g), 0);
 	assert_usable(&w);
 	world_close(&w);
 }
@@ -1720,23 +1997,63 @@ static bool scene(long nth)
 	return true;
 }
 
-static void no_memory_is_an_error_at_any_place(void **state _unused_)
+/* valgrind puts its own calloc in the place of ours. */
+static bool failures_reach_us(void)
 {
 	void *(*volatile allocate_zeroed)(size_t, size_t) = calloc;
-	long n = 0;
 	void *p;
 
-	/* valgrind puts its own calloc in the place of ours. */
 	fail_at = 0;
 	p = CORE(allocate_zeroed(1, 1));
 	fail_at = -1;
-	if (p) {
-		free(p);
+	free(p);
+	return !p;
+}
+
+static void no_memory_is_an_error_at_any_place(void **state _unused_)
+{
+	long n = 0;
+
+	if (!failures_reach_us())
 		skip();
-	}
 	while (scene(n))
 		n++;
 	assert_true(n > 20);
+}
+
+/* A call whose packed payload cannot be unpacked says so, and the connection lives. */
+static void no_memory_to_unpack_ends_the_one_call(void **state _unused_)
+{
+	struct buf *payload = payload_of(100000), *packed = pack_in_steps(payload, MIB);
+	unsigned int seen = 0;
+	bool reached = true;
+
+	if (!failures_reach_us())
+		skip();
+	for (long n = 0; reached; n++) {
+		struct call_log log;
+		struct world w;
+		bool started;
+
+		world_open(&w);
+		fail_at = n;
+		started = call_with(&w, &log, packed, 5 * SEC) == 0;
+		pump(&w);
+		reached = fail_at < 0;
+		fail_at = -1;
+		later(&w, 0);
+		if (started && streq(log.message, "no memory to unpack the report")) {
+			assert_result(&log, GRPC_RESOURCE_EXHAUSTED, false);
+			assert_false(log.damaged);
+			assert_false(last(&w)->ended);
+			assert_usable(&w);
+			seen++;
+		}
+		world_close(&w);
+	}
+	assert_true(seen > 0);
+	buf_unref(payload);
+	buf_unref(packed);
 }
 
 int main(void)
@@ -1770,9 +2087,15 @@ int main(void)
 		cmocka_unit_test(goaway_may_come_twice),
 		cmocka_unit_test(goaway_without_any_call_is_no_error),
 		cmocka_unit_test(too_many_pings_are_told_apart),
+		cmocka_unit_test(a_call_refused_after_goaway_says_which_of_the_two_it_was),
+		cmocka_unit_test(the_first_reason_is_the_one_that_is_told),
+		cmocka_unit_test(a_reason_is_told_as_one_printable_line),
+		cmocka_unit_test(a_freed_connection_frees_its_calls_and_tells_nobody),
+		cmocka_unit_test(names_and_metadata_have_their_bounds),
 		cmocka_unit_test(a_lost_connection_tells_what_may_have_arrived),
 		cmocka_unit_test(written_means_that_a_byte_of_data_is_out),
 		cmocka_unit_test(a_peer_that_speaks_something_else_is_an_error),
+		cmocka_unit_test(a_connection_begins_with_the_settings_of_the_server),
 		cmocka_unit_test(unknown_frames_are_ignored),
 		cmocka_unit_test(frames_that_break_the_rules_end_it),
 		cmocka_unit_test(a_flood_of_pings_is_bounded),
@@ -1780,6 +2103,8 @@ int main(void)
 		cmocka_unit_test(tiny_windows_and_frames_carry_it_bit_by_bit),
 		cmocka_unit_test(large_frames_are_used_where_allowed),
 		cmocka_unit_test(output_is_bounded_and_other_calls_pass),
+		cmocka_unit_test(requests_without_room_in_the_output_wait_and_come_whole),
+		cmocka_unit_test(a_call_cancelled_while_its_data_waits_for_room_sends_no_more),
 		cmocka_unit_test(calls_beyond_what_the_server_allows_wait_for_their_turn),
 		cmocka_unit_test(a_call_ends_at_its_deadline),
 		cmocka_unit_test(a_deadline_with_a_closed_window_was_not_delivered),
@@ -1789,9 +2114,12 @@ int main(void)
 		cmocka_unit_test(a_stream_brings_messages_until_its_status),
 		cmocka_unit_test(a_stream_may_end_with_ok),
 		cmocka_unit_test(a_cancelled_call_is_never_done),
+		cmocka_unit_test(a_stream_does_not_keep_the_memory_of_a_long_message),
+		cmocka_unit_test(a_call_that_is_over_can_be_cancelled_until_it_is_told),
 		cmocka_unit_test(a_waiting_call_can_be_cancelled),
 		cmocka_unit_test(done_may_start_the_next_call),
 		cmocka_unit_test(no_memory_is_an_error_at_any_place),
+		cmocka_unit_test(no_memory_to_unpack_ends_the_one_call),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -316,16 +316,13 @@ void grpc_sent(struct grpc *g, size_t n, uint64_t now)
 
 /* ---- the end of a call ------------------------------------------------------------------------------ */
 
-static struct grpc_call *call_free(struct grpc_call *call)
+static void call_free(struct grpc_call *call)
 {
-	if (!call)
-		return NULL;
 	list_del(&call->list);
 	reader_free(call->reader);
 	buf_unref(call->request.payload);
 	free(call->in);
 	free(call);
-	return NULL;
 }
 
 /* One line of printable ASCII. */
@@ -680,7 +677,8 @@ static int on_frame(nghttp2_session *session _unused_, const nghttp2_frame *fram
 
 	switch (frame->hd.type) {
 	case NGHTTP2_SETTINGS:
-		g->ready = g->ready || !(frame->hd.flags & NGHTTP2_FLAG_ACK);
+		/* nghttp2 takes nothing but the server's own for the first frame, so not an ACK. */
+		g->ready = true;
 		break;
 	case NGHTTP2_GOAWAY:
 		take_goaway(g, &frame->goaway);

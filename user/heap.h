@@ -59,10 +59,10 @@ static inline struct heap_node *heap_top(const struct heap *h)
 }
 
 /* The element that holds the node, or NULL for NULL. */
-#define heap_entry(node, type, member)                                \
-	({                                                            \
-		struct heap_node *_heap_n = (node);                   \
-		_heap_n ? container_of(_heap_n, type, member) : NULL; \
+#define heap_entry(node, type, member)                               \
+	({                                                           \
+		struct heap_node *_heap_n = (node);                  \
+		(type *)element_of(_heap_n, offsetof(type, member)); \
 	})
 
 #endif

@@ -75,10 +75,10 @@ static inline struct list *list_last(const struct list *head)
 }
 
 /* The element that holds the node, or NULL for NULL. */
-#define list_entry(node, type, member)                                \
-	({                                                            \
-		struct list *_list_n = (node);                        \
-		_list_n ? container_of(_list_n, type, member) : NULL; \
+#define list_entry(node, type, member)                               \
+	({                                                           \
+		struct list *_list_n = (node);                       \
+		(type *)element_of(_list_n, offsetof(type, member)); \
 	})
 
 #define list_first_entry(head, type, member) list_entry(list_first(head), type, member)

@@ -35,6 +35,13 @@
 	})
 #define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 
+/* What stands offset bytes before the member, or NULL for NULL: container_of() where there may be
+ * none. A function, so that who calls it has one thing to test, the result. */
+static inline void *element_of(const void *member, size_t offset)
+{
+	return member ? (char *)member - offset : NULL;
+}
+
 /* Times are uint64_t microseconds of CLOCK_BOOTTIME, unless a name says otherwise. */
 #define USEC_PER_MSEC 1000ULL
 #define USEC_PER_SEC  1000000ULL

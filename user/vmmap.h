@@ -52,7 +52,7 @@ struct vmmap_node *vmmap_next(const struct vmmap *m, const struct vmmap_node *no
 #define vmmap_entry(node, type, member)                             \
 	({                                                          \
 		struct vmmap_node *_map_n = (node);                 \
-		_map_n ? container_of(_map_n, type, member) : NULL; \
+		(type *)element_of(_map_n, offsetof(type, member)); \
 	})
 
 #endif
