@@ -29,6 +29,18 @@ static void test_full_bucket_gives_its_burst_then_one_per_interval(void **state)
 	assert_int_equal(bucket_peek(&b, &r, now + USEC_PER_HOUR), 5);
 }
 
+static void test_a_burst_of_nothing_is_one(void **state)
+{
+	struct bucket_rate r = { .interval = USEC_PER_SEC };
+	struct bucket b = { 0 };
+
+	(void)state;
+	assert_true(bucket_take(&b, &r, 0));
+	assert_false(bucket_take(&b, &r, USEC_PER_SEC - 1));
+	assert_true(bucket_take(&b, &r, USEC_PER_SEC));
+	assert_int_equal(bucket_peek(&b, &r, USEC_PER_HOUR), 1);
+}
+
 static void test_reference_rate_is_one_report_a_minute(void **state)
 {
 	struct bucket_rate r = bucket_rate_per(1.0, USEC_PER_MIN, 1);
@@ -149,6 +161,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_full_bucket_gives_its_burst_then_one_per_interval),
+		cmocka_unit_test(test_a_burst_of_nothing_is_one),
 		cmocka_unit_test(test_reference_rate_is_one_report_a_minute),
 		cmocka_unit_test(test_rate_zero_negative_or_nan_is_unlimited),
 		cmocka_unit_test(

@@ -255,6 +255,13 @@ static int packing(void)
 			r = reader_read(reader, back, SIZE);
 		if (r == 0)
 			assert_memory_equal(back, buf_data(content), SIZE);
+		if (r == 0)
+			r = reader_copy(packed, back, SIZE);
+		/* Without memory to look, they are not said to be equal. */
+		if (r == 0 && !content_equal(packed, content))
+			r = -ENOMEM;
+		if (r == 0 && !content_equal(content, packed))
+			r = -ENOMEM;
 	}
 	buf_unref(packed);
 	return r;

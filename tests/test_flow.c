@@ -230,6 +230,20 @@ static void a_packet_of_no_connection_is_told_by_its_reset(void **state _unused_
 	assert_int_equal(flow_table_new(8, 7, &table), 0);
 	host(VSR_OP_RST, 0);
 	assert_null(news.flow);
+	/* Who has said more than that does know the connection. */
+	guest(VSR_OP_RW, 10);
+	host(VSR_OP_CREDIT_UPDATE, 10);
+	host(VSR_OP_RST, 0);
+	ended(FLOW_RESET, FLOW_SERVER, FLOW_RESET_ABORT);
+}
+
+static void a_byte_before_any_credit_was_seen_is_no_violation(void **state _unused_)
+{
+	guest(VSR_OP_RW, 1 << 30);
+	assert_false(news.overrun);
+	guest(VSR_OP_RW, 1 << 30);
+	assert_false(news.overrun);
+	assert_int_equal(news.flow->half[FLOW_CLIENT].stalls, 0);
 }
 
 static void an_older_connection_is_followed_from_the_middle(void **state _unused_)
@@ -292,6 +306,15 @@ static void ports_that_are_used_again_are_another_flow(void **state _unused_)
 	guest(VSR_OP_REQUEST, 0);
 	assert_null(news.displaced);
 	assert_int_equal(news.flow->half[FLOW_CLIENT].packets, 2);
+	/* One after an older connection's packets is a new connection. */
+	stop(NULL);
+	assert_int_equal(flow_table_new(8, 7, &table), 0);
+	guest(VSR_OP_CREDIT_UPDATE, 0);
+	assert_false(news.flow->begun);
+	guest(VSR_OP_REQUEST, 0);
+	assert_non_null(news.displaced);
+	assert_int_equal(news.displaced->end, FLOW_REPLACED);
+	assert_true(news.flow->begun);
 }
 
 static void count_open(const struct flow *f _unused_, void *userdata)
@@ -606,6 +629,7 @@ int main(void)
 		TEST(a_reset_in_the_middle_is_an_abort),
 		TEST(a_shutdown_that_nobody_answers_is_told),
 		TEST(a_packet_of_no_connection_is_told_by_its_reset),
+		TEST(a_byte_before_any_credit_was_seen_is_no_violation),
 		TEST(an_older_connection_is_followed_from_the_middle),
 		TEST(a_vm_that_ends_takes_its_flows_along),
 		TEST(a_close_after_the_end_of_a_vm_is_no_reset),

@@ -58,6 +58,20 @@ static void what_was_held_back_is_said_when_the_time_is_over(void **state _unuse
 	assert_int_equal(log_limit_next_event(&l), USEC_INFINITY);
 }
 
+/* Wherever the two of them are kept. */
+static void what_one_logs_holds_no_other_back(void **state _unused_)
+{
+	for (uint32_t n = 1; n <= 4 * LOG_LIMIT_SETS; n++) {
+		const struct vsr_vm_id vm = { n, a.cid };
+
+		setup(NULL);
+		assert_true(log_limit_pass(&l, a, 1, 1, &held));
+		assert_true(log_limit_pass(&l, vm, 1, 1, &held));
+		assert_true(log_limit_pass(&l, a, 1 + n, 1, &held));
+		assert_false(log_limit_pass(&l, a, 1, 1, &held));
+	}
+}
+
 /* Whoever comes is logged at least once, and what is still limited stays right. */
 static void more_than_fit_are_logged_and_forgotten(void **state _unused_)
 {
@@ -81,6 +95,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(once_in_10_seconds_for_each_vm_and_reason, setup),
 		cmocka_unit_test_setup(what_was_held_back_is_said_when_the_time_is_over, setup),
+		cmocka_unit_test_setup(what_one_logs_holds_no_other_back, setup),
 		cmocka_unit_test_setup(more_than_fit_are_logged_and_forgotten, setup),
 	};
 

@@ -114,6 +114,59 @@ static void what_does_not_get_smaller_stays(void **state _unused_)
 	buf_unref(empty);
 }
 
+/* On the last bytes of its room: either all of it fits, with its XXH64, or it stays as it is. */
+static void a_packed_content_without_room_for_its_xxh64_stays(void **state _unused_)
+{
+	static uint8_t got[2 * PAGE];
+	bool fitted = true;
+
+	for (size_t noise = PAGE - 200; noise <= PAGE; noise++) {
+		struct buf *content = NULL, *packed;
+		uint64_t x = 42;
+
+		assert_int_equal(buf_new(sizeof(got), &content), 0);
+		memset(buf_tail(content), 0, sizeof(got));
+		for (size_t i = 0; i < noise; i++) {
+			x = x * 6364136223846793005ULL + 1442695040888963407ULL;
+			buf_tail(content)[i] = (uint8_t)(x >> 56);
+		}
+		buf_advance(content, sizeof(got));
+		buf_seal(content);
+		packed = pack_in_steps(content, sizeof(got));
+		assert_true(fitted || !packed);
+		fitted = packed;
+		if (packed) {
+			assert_true(buf_cost(packed) + PAGE <= buf_cost(content));
+			assert_int_equal(reader_copy(packed, got, sizeof(got)), 0);
+			assert_memory_equal(got, buf_data(content), sizeof(got));
+			assert_int_equal(content_xxh64(packed), XXH64(got, sizeof(got), 0));
+		}
+		buf_unref(packed);
+		buf_unref(content);
+	}
+	assert_false(fitted);
+}
+
+static void raw_contents_are_compared_to_the_last_byte(void **state _unused_)
+{
+	struct buf *a = packable(PAGE), *same = packable(PAGE), *longer = packable(PAGE + 1);
+	struct buf *other = NULL;
+
+	assert_int_equal(buf_new(PAGE, &other), 0);
+	memcpy(buf_tail(other), buf_data(a), PAGE);
+	buf_tail(other)[PAGE - 1] ^= 1;
+	buf_advance(other, PAGE);
+	buf_seal(other);
+	assert_true(content_equal(a, a));
+	assert_true(content_equal(a, same));
+	assert_false(content_equal(a, other));
+	assert_false(content_equal(a, longer));
+	buf_unref(a);
+	buf_unref(same);
+	buf_unref(longer);
+	buf_unref(other);
+}
+
 static void the_beginning_alone_can_be_read(void **state _unused_)
 {
 	struct buf *content = packable(MIB), *packed = pack_in_steps(content, MIB);
@@ -254,6 +307,8 @@ int main(void)
 		cmocka_unit_test(what_is_read_is_what_was_packed),
 		cmocka_unit_test(reports_get_twelve_times_smaller_at_least),
 		cmocka_unit_test(what_does_not_get_smaller_stays),
+		cmocka_unit_test(a_packed_content_without_room_for_its_xxh64_stays),
+		cmocka_unit_test(raw_contents_are_compared_to_the_last_byte),
 		cmocka_unit_test(the_beginning_alone_can_be_read),
 		cmocka_unit_test(damage_is_found_wherever_it_is),
 		cmocka_unit_test(a_frame_that_is_cut_or_says_another_length_is_damage),

@@ -77,6 +77,8 @@ static void empty_report_is_a_cid_mismatch(void **state _unused_)
 	assert_string_equal(error.what, "missing");
 	assert_string_equal(error.claimed_cid, "");
 	assert_int_equal(report_reason(-ESRCH), REASON_CID_MISMATCH);
+	assert_int_equal(report_reason(-EBADMSG), REASON_MALFORMED);
+	assert_int_equal(report_reason(0), REASON_NONE);
 }
 
 static void missing_index_report_or_vsock_cid_is_a_cid_mismatch(void **state _unused_)

@@ -163,6 +163,10 @@ static void a_name_stands_beside_the_cid(void **state _unused_)
 	assert_true(json_is_null(json_object_get(o, "src_name")));
 	assert_string_equal(json_string_value(json_object_get(o, "dst_name")), "web-1");
 	json_decref(o);
+	/* A name that is no UTF-8 can be in no JSON. */
+	o = show_alarm_json(&a, (&(struct show){ .name = a_name, .userdata = (void *)"\xff" }));
+	assert_string_equal(json_string_value(json_object_get(o, "dst_name")), "?");
+	json_decref(o);
 }
 
 static void operations_are_read_in_any_case(void **state _unused_)
@@ -195,6 +199,10 @@ static void a_flow_is_a_line(void **state _unused_)
 		     "03:04:05.123456 42:355173 > 2:818: 0.072612 s, credit after 0.015612 s, sent "
 		     "117470 bytes in 5 packets, received 16 bytes in 8 packets, shutdown by "
 		     "42:355173\n");
+	fl.credit_ns = 0;
+	assert_shown(show_flow(f, &fl, HOW),
+		     "03:04:05.123456 42:355173 > 2:818: 0.072612 s, sent 117470 bytes in 5 "
+		     "packets, received 16 bytes in 8 packets, shutdown by 42:355173\n");
 	fl.begun = false;
 	fl.half[FLOW_CLIENT].stalls = 3;
 	fl.half[FLOW_CLIENT].stalled_ns = 1500000000;
@@ -223,6 +231,7 @@ static void a_flow_is_a_line(void **state _unused_)
 static void a_flow_is_an_object_with_stable_keys(void **state _unused_)
 {
 	struct flow fl = flow();
+	json_t *o;
 
 	assert_json(show_flow_json(&fl, HOW),
 		    "{\"event\":\"flow\",\"time_usec\":" USEC
@@ -231,6 +240,10 @@ static void a_flow_is_an_object_with_stable_keys(void **state _unused_)
 		    ",\"end\":\"shutdown\",\"ended_by\":\"client\",\"response_usec\":612,"
 		    "\"accept_usec\":null,\"credit_usec\":15612,\"last_byte_usec\":null,"
 		    "\"custody_usec\":null}");
+	fl.ended_by = FLOW_SERVER;
+	o = show_flow_json(&fl, HOW);
+	assert_string_equal(json_string_value(json_object_get(o, "ended_by")), "server");
+	json_decref(o);
 	fl.begun = false;
 	fl.end = FLOW_REPLACED;
 	assert_json(show_flow_json(&fl, HOW),
@@ -319,7 +332,7 @@ static void a_raw_read_names_the_reader_without_its_control_bytes(void **state _
 	e.kind = VSR_TRACE_RAW_READ;
 	e.len = 5000;
 	e.pid = 170;
-	memcpy(e.comm, "a\x1b[31m\xff\"b", 10);
+	memcpy(e.comm, "a\x1b[31m\x7f\"b", 10);
 	assert_int_equal(alarms_of_event(&e, &news, a), 1);
 	assert_shown(show_alarm(f, &a[0], HOW),
 		     "03:04:05.123456 raw_read 42:355173 > 2:818: 5000 bytes read past the verdict "

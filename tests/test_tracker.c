@@ -768,6 +768,8 @@ static void test_vm_id_names_a_vm_only_if_exactly_one_claims_it(void **state)
 	assert_ptr_equal(tracker_claimant(w.t, 0, one), a);
 	assert_null(tracker_claimant(w.t, 1, one));
 	assert_null(tracker_claimant(w.t, 0, 0));
+	assert_null(tracker_claimant(w.t, 0, tracker_vm_id_hash("vm-2", 4)));
+	assert_ptr_equal(tracker_claimant_anywhere(w.t, one), a);
 	assert_int_equal(tracker_want(w.t, b, 1, T0), 0);
 	send_as(&w, b, "vm-1", T0);
 	assert_null(tracker_claimant(w.t, 0, one));
@@ -775,6 +777,30 @@ static void test_vm_id_names_a_vm_only_if_exactly_one_claims_it(void **state)
 }
 
 /* ---- NACKs ------------------------------------------------------------------------------------ */
+
+static void test_a_cid_is_shared_only_with_who_was_sent(void **state)
+{
+	struct vm *a, *same = NULL, *other;
+	struct world w;
+
+	(void)state;
+	world_open(&w, base(SEC));
+	a = vm_of(&w, 3);
+	other = vm_of(&w, 4);
+	assert_int_equal(vm_table_obtain(w.vms, (struct vsr_vm_id){ .ns = 1, .cid = 3 }, T0, &same),
+			 0);
+	deliver(&w, a, 1, T0);
+	deliver(&w, other, 1, T0);
+	assert_false(tracker_shares_cid(w.t, a));
+	assert_int_equal(tracker_want(w.t, same, 1, T0), 0);
+	assert_false(tracker_shares_cid(w.t, a));
+	assert_ptr_equal(tracker_next(w.t, T0), same);
+	send_now(&w, same, T0);
+	assert_true(tracker_shares_cid(w.t, a));
+	assert_true(tracker_shares_cid(w.t, same));
+	assert_false(tracker_shares_cid(w.t, other));
+	world_close(&w);
+}
 
 static void test_permanent_nack_says_so_for_its_own_generation(void **state)
 {
@@ -871,6 +897,12 @@ static void test_due_times_stand_still_while_the_upstream_is_paused(void **state
 	assert_int_equal(tracker_want(w.t, b, 1, T0 + 6 * SEC), 0);
 	assert_null(tracker_next(w.t, T0 + 100 * SEC));
 	assert_ptr_equal(tracker_probe(w.t), b); /* it has not been sent at all */
+	/* Its content ends meanwhile, and what it was sent is remembered: that needs no probe. */
+	send_now(&w, b, T0 + 7 * SEC);
+	tracker_end(w.t, b);
+	assert_ptr_equal(tracker_probe(w.t), a);
+	assert_int_equal(tracker_want(w.t, b, 2, T0 + 8 * SEC), 0);
+	assert_ptr_equal(tracker_probe(w.t), b);
 	tracker_resume(w.t, T0 + 104 * SEC);
 	tracker_resume(w.t, T0 + 105 * SEC);
 	assert_ptr_equal(tracker_next(w.t, T0 + 104 * SEC), b);
@@ -1273,6 +1305,7 @@ int main(void)
 		cmocka_unit_test(test_ack_that_settles_nothing_is_unmatched),
 		cmocka_unit_test(test_ack_with_another_vm_id_is_stale),
 		cmocka_unit_test(test_vm_id_names_a_vm_only_if_exactly_one_claims_it),
+		cmocka_unit_test(test_a_cid_is_shared_only_with_who_was_sent),
 		cmocka_unit_test(test_permanent_nack_says_so_for_its_own_generation),
 		cmocka_unit_test(test_permanent_reasons_are_settable_and_compared_whole),
 		cmocka_unit_test(test_central_rate_limit_doubles_the_running_step_to_the_cap),

@@ -6,6 +6,7 @@
 #include <cmocka.h>
 
 #include "vm.h"
+#include "vm_json.h"
 
 #define NOW (1000 * USEC_PER_SEC)
 
@@ -276,6 +277,43 @@ static void test_counters_go_on_from_what_was_shown_before_and_decide_nothing(vo
 	assert_int_equal(s.received, 0);
 }
 
+/* Whatever is not known of it is null, and keys are there always. */
+static void test_a_vm_is_told_with_what_each_of_the_three_knows(void **state)
+{
+	const struct vsr_vm_seen seen = {
+		.first_seen_ns = 1 * USEC_PER_SEC * NSEC_PER_USEC,
+		.last_seen_ns = 3 * USEC_PER_SEC * NSEC_PER_USEC,
+		.connections = 4,
+		.unread_updates = 5,
+	};
+	const struct vsr_vm_state shown = { .received = 7, .record_digest = 1, .debt = 9 };
+	const struct vsr_vm_id vm = { 6, 42 };
+	json_t *o, *part;
+
+	(void)state;
+	o = vm_json(&vm, NULL, NULL, NULL, NOW);
+	assert_int_equal(json_object_size(o), 5);
+	assert_int_equal(json_integer_value(json_object_get(o, "ns")), 6);
+	assert_int_equal(json_integer_value(json_object_get(o, "cid")), 42);
+	assert_true(json_is_null(json_object_get(o, "daemon")));
+	assert_true(json_is_null(json_object_get(o, "kernel")));
+	assert_true(json_is_null(json_object_get(o, "now")));
+	json_decref(o);
+	o = vm_json(&vm, &shown, &seen, json_true(), 10 * USEC_PER_SEC);
+	part = json_object_get(o, "kernel");
+	assert_float_equal(json_real_value(json_object_get(part, "first_seen_age")), 9, 0.001);
+	assert_float_equal(json_real_value(json_object_get(part, "last_seen_age")), 7, 0.001);
+	assert_int_equal(json_integer_value(json_object_get(part, "connections")), 4);
+	assert_int_equal(json_integer_value(json_object_get(part, "unread_updates")), 5);
+	part = json_object_get(o, "daemon");
+	assert_int_equal(json_integer_value(json_object_get(part, "received")), 7);
+	assert_int_equal(json_integer_value(json_object_get(part, "debt")), 9);
+	assert_true(json_is_null(json_object_get(part, "record_digest")));
+	assert_true(json_is_null(json_object_get(part, "last_ack_age")));
+	assert_true(json_is_true(json_object_get(o, "now")));
+	json_decref(o);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -287,6 +325,7 @@ int main(void)
 		cmocka_unit_test(test_table_holds_16384_records_of_less_than_512_bytes),
 		cmocka_unit_test(test_all_records_are_seen_once),
 		cmocka_unit_test(test_exported_state_shows_a_digest_only_of_a_valid_record),
+		cmocka_unit_test(test_a_vm_is_told_with_what_each_of_the_three_knows),
 		cmocka_unit_test(test_counters_go_on_from_what_was_shown_before_and_decide_nothing),
 	};
 

@@ -56,6 +56,7 @@ static size_t url_user(const char *p)
 	return p[n] == '@' ? n : 0;
 }
 
+/* Also behind an underscore: db_password is a password. */
 static bool begins_word(const char *text, const char *p)
 {
 	return p == text || !isalnum((unsigned char)p[-1]);
@@ -78,7 +79,7 @@ char *redact(const char *text)
 			p += n;
 			continue;
 		}
-		n = begins_word(text, p) || p[-1] == '_' ? introduction(p) : 0;
+		n = begins_word(text, p) ? introduction(p) : 0;
 		if (n > 0) {
 			fwrite(p, 1, n, f);
 			p += n;
