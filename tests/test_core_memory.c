@@ -170,6 +170,33 @@ static int matching(void)
 	return 0;
 }
 
+static int relaying(void)
+{
+	const struct relay_settings settings = {
+		.cache = { .slots = 10, .bytes = MIB, .ttl = USEC_PER_HOUR },
+		.retry = tracker_defaults,
+	};
+	static const struct bucket_rate unlimited;
+	_cleanup_(vm_table_freep)
+	struct vm_table *vms = NULL;
+	_cleanup_(relay_freep)
+	struct relay *relay = NULL;
+	struct upstream up = { 0 };
+	int r;
+
+	r = vm_table_new(10, unlimited, unlimited, &vms);
+	if (r < 0)
+		return r;
+	r = relay_new(&settings, vms, &up, half, NULL, &relay);
+	assert_int_equal(!relay, r < 0);
+	return r;
+}
+
+static void the_relay(void **state _unused_)
+{
+	survives(relaying);
+}
+
 static void contents_to_compare_with(void **state _unused_)
 {
 	survives(matching);
@@ -243,13 +270,9 @@ static int packing(void)
 	if (r < 0)
 		return r;
 	r = packer_begin(p, content);
-	while (r == 0 && !packed) {
+	while (r == 0)
 		r = packer_step(p, 64 * KIB, &packed);
-		if (r != -EAGAIN)
-			break;
-		r = 0;
-	}
-	if (r == 0 && packed) {
+	if (r == 1) {
 		r = reader_new(packed, &reader);
 		if (r == 0)
 			r = reader_read(reader, back, SIZE);
@@ -446,6 +469,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(vms_and_places),
 		cmocka_unit_test(the_tracker),
+		cmocka_unit_test(the_relay),
 		cmocka_unit_test(contents_to_compare_with),
 		cmocka_unit_test(extents_of_the_block_digests),
 		cmocka_unit_test(flows_of_a_trace),

@@ -617,6 +617,33 @@ static void raw_reports_are_held_in_memory_and_stored_when_there_is_room(void **
 	world_close(&w);
 }
 
+static void what_the_store_refuses_again_stays_in_memory_until_it_takes_it(void **state _unused_)
+{
+	struct world w;
+	struct sub s;
+
+	world_open(&w, defaults());
+	w.up.up.ready = false;
+	w.store.refuses = -EIO;
+	assert_int_equal(submit(&w, &s, 3, 'a', false), 0);
+	run(&w);
+	assert_int_equal(w.store.n_writes, 0);
+	assert_int_equal(figures(&w).unspooled, 1);
+	w.store.refuses = 0;
+	run(&w);
+	assert_int_equal(w.store.n_writes, 1);
+	write_ends(&w, -EIO);
+	assert_int_equal(figures(&w).unspooled, 1);
+	assert_int_equal(w.store.n_writes, 1); /* once more */
+	/* What cannot be read any more is in no custody. */
+	write_ends(&w, -EBADMSG);
+	assert_int_equal(ended(METRIC_ENDED_DAMAGED), 1);
+	assert_int_equal(figures(&w).held, 0);
+	assert_int_equal(figures(&w).unspooled, 0);
+	assert_int_equal(w.store.n_files, 0);
+	world_close(&w);
+}
+
 static void accept_without_disk_accepts_framed_reports_too(void **state _unused_)
 {
 	struct relay_settings settings = defaults();
@@ -721,6 +748,53 @@ static void a_directory_that_vanished_makes_memory_all_there_is(void **state _un
 	world_close(&w);
 }
 
+static void whatever_memory_has_is_written_again_into_a_new_directory(void **state _unused_)
+{
+	struct world w;
+	struct sub s;
+
+	world_open(&w, defaults());
+	w.up.up.ready = false;
+	accept(&w, 3, 'a');
+	assert_int_equal(submit(&w, &s, 4, 'b', false), -EINPROGRESS);
+	write_ends(&w, 0);
+	w.store.refuses = -EIO;
+	assert_int_equal(submit(&w, &s, 5, 'c', false), 0); /* was not durable before, either */
+	assert_int_equal(figures(&w).unspooled, 1);
+	while (w.store.n_files > 0)
+		remove_file(&w.store, &w.store.files[0]);
+	w.store.store.on_lost(w.store.store.userdata, w.now);
+	assert_int_equal(figures(&w).unspooled, 3);
+	w.store.refuses = 0;
+	run(&w);
+	assert_int_equal(w.store.n_writes, 3);
+	while (w.store.n_writes > 0)
+		write_ends(&w, 0);
+	assert_int_equal(figures(&w).unspooled, 0);
+	assert_int_equal(figures(&w).held, 3);
+	assert_int_equal(w.store.n_files, 3);
+	world_close(&w);
+}
+
+static void an_operator_s_drop_of_what_is_durable_costs_memory_alone(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults());
+	w.up.up.ready = false;
+	accept(&w, 3, 'a');
+	assert_int_equal(relay_drop(w.r, vm_of(&w, 3), false, w.now), 0);
+	assert_int_equal(figures(&w).cache.slots_used, 0);
+	assert_int_equal(relay_drop(w.r, vm_of(&w, 3), false, w.now), -ENOENT);
+	assert_int_equal(figures(&w).held, 1);
+	assert_int_equal(w.store.n_files, 1);
+	assert_int_equal(relay_drop(w.r, vm_of(&w, 3), true, w.now), 0);
+	assert_int_equal(figures(&w).held, 0);
+	assert_int_equal(ended(METRIC_ENDED_OPERATOR), 1);
+	assert_int_equal(w.store.n_files, 0);
+	world_close(&w);
+}
+
 /* ---- payloads that are not in memory ------------------------------------------------------------------- */
 
 static void what_is_not_in_memory_is_read_before_it_is_sent(void **state _unused_)
@@ -769,6 +843,25 @@ static void a_read_that_fails_is_tried_again_and_damage_ends_custody(void **stat
 		assert_int_equal(submit(&w, &s, 3, 'a', true), -EINPROGRESS);
 		world_close(&w);
 	}
+}
+
+static void a_file_that_is_gone_ends_custody_of_what_was_there_alone(void **state _unused_)
+{
+	struct relay_settings settings = defaults();
+	struct world w;
+
+	settings.cache.slots = 0;
+	world_open(&w, settings);
+	w.up.up.ready = false;
+	accept(&w, 3, 'a');
+	remove_file(&w.store, &w.store.files[0]);
+	assert_int_equal(figures(&w).held, 1);
+	w.up.up.ready = true;
+	run(&w);
+	assert_int_equal(ended(METRIC_ENDED_LOST), 1);
+	assert_int_equal(figures(&w).held, 0);
+	assert_int_equal(w.up.started, 0);
+	world_close(&w);
 }
 
 static void content_superseded_while_it_is_read_is_not_sent(void **state _unused_)
@@ -1110,12 +1203,16 @@ int main(void)
 		cmocka_unit_test(a_connection_that_left_does_not_end_what_is_stored),
 		cmocka_unit_test(while_the_store_takes_nothing_framed_reports_are_refused),
 		cmocka_unit_test(raw_reports_are_held_in_memory_and_stored_when_there_is_room),
+		cmocka_unit_test(what_the_store_refuses_again_stays_in_memory_until_it_takes_it),
 		cmocka_unit_test(accept_without_disk_accepts_framed_reports_too),
 		cmocka_unit_test(memory_alone_does_not_cost_what_is_durable),
 		cmocka_unit_test(after_10_s_it_counts_as_if_the_disk_had_failed),
 		cmocka_unit_test(a_directory_that_vanished_makes_memory_all_there_is),
+		cmocka_unit_test(whatever_memory_has_is_written_again_into_a_new_directory),
+		cmocka_unit_test(an_operator_s_drop_of_what_is_durable_costs_memory_alone),
 		cmocka_unit_test(what_is_not_in_memory_is_read_before_it_is_sent),
 		cmocka_unit_test(a_read_that_fails_is_tried_again_and_damage_ends_custody),
+		cmocka_unit_test(a_file_that_is_gone_ends_custody_of_what_was_there_alone),
 		cmocka_unit_test(content_superseded_while_it_is_read_is_not_sent),
 		cmocka_unit_test(restored_contents_are_in_custody_with_their_age),
 		cmocka_unit_test(generations_go_on_where_the_store_is),

@@ -117,10 +117,10 @@ static void what_does_not_get_smaller_stays(void **state _unused_)
 /* On the last bytes of its room: either all of it fits, with its XXH64, or it stays as it is. */
 static void a_packed_content_without_room_for_its_xxh64_stays(void **state _unused_)
 {
-	static uint8_t got[2 * PAGE];
+	static uint8_t got[16 * PAGE];
 	bool fitted = true;
 
-	for (size_t noise = PAGE - 200; noise <= PAGE; noise++) {
+	for (size_t noise = 15 * PAGE - 150; noise <= 15 * PAGE; noise++) {
 		struct buf *content = NULL, *packed;
 		uint64_t x = 42;
 

@@ -701,6 +701,21 @@ static void lose_by_ttl(struct world *w)
 		run_at(w, w->now + 5 * HOUR);
 }
 
+static void acked_content_is_new_again_where_nothing_is_suppressed(void **state _unused_)
+{
+	struct relay_settings s = defaults();
+	struct world w;
+
+	s.suppress_unchanged = false;
+	world_open(&w, s, unlimited);
+	deliver(&w, 3, 'a');
+	assert_int_equal(offer(&w, 3, 'a'), RELAY_NEW);
+	assert_int_equal(known(&w, 3, 'a'), RELAY_NEW);
+	deliver(&w, 3, 'a');
+	assert_int_equal(w.up.started, 2);
+	world_close(&w);
+}
+
 static void only_an_ack_leaves_the_digest_of_record(void **state _unused_)
 {
 	static void (*const lose[])(struct world *) = { lose_by_age, lose_by_slots, lose_by_ttl };
@@ -1393,6 +1408,38 @@ static void an_upstream_that_refuses_all_is_probed_at_30_s_doubling_to_10_min(vo
 	world_close(&w);
 }
 
+/* It needs a connection, its VM's last send has to be over, and the upstream has to take it. */
+static void a_probe_that_cannot_go_yet_is_tried_again_soon(void **state _unused_)
+{
+	struct world w;
+
+	world_open(&w, defaults(), one_a_minute);
+	assert_int_equal(submit(&w, 3, 'a'), RELAY_ACCEPTED);
+	assert_int_equal(submit(&w, 4, 'b'), RELAY_ACCEPTED);
+	finish(&w.up, 1, SEND_REFUSED, w.now);
+	assert_true(figures(&w).paused);
+	assert_int_equal(relay_drop(w.r, vm_of(&w, 4), true, w.now), 0);
+	w.up.up.ready = false;
+	run_at(&w, T0 + 30 * SEC);
+	assert_true(relay_next_event(w.r) > w.now);
+	w.up.up.ready = true;
+	run_at(&w, T0 + 30 * SEC);
+	assert_true(relay_next_event(w.r) > w.now);
+	assert_int_equal(w.up.started, 2);
+	end(&w, SEND_FAILED);
+	w.up.busy = true;
+	run_at(&w, T0 + 40 * SEC);
+	assert_true(relay_next_event(w.r) > w.now);
+	w.up.busy = false;
+	/* Not even a token is needed, of which there is none before a minute is over. */
+	run_at(&w, T0 + 50 * SEC);
+	assert_int_equal(w.up.started, 3);
+	end(&w, SEND_ACKED);
+	assert_false(figures(&w).paused);
+	assert_int_equal(figures(&w).held, 0);
+	world_close(&w);
+}
+
 static void due_times_stand_still_in_a_pause(void **state _unused_)
 {
 	struct world w;
@@ -2006,6 +2053,7 @@ int main(void)
 		cmocka_unit_test(length_counts_beside_the_digest),
 		cmocka_unit_test(acked_content_is_suppressed_until_the_refresh_interval),
 		cmocka_unit_test(refresh_interval_0_never_refreshes),
+		cmocka_unit_test(acked_content_is_new_again_where_nothing_is_suppressed),
 		cmocka_unit_test(only_an_ack_leaves_the_digest_of_record),
 		cmocka_unit_test(the_record_is_of_the_last_content_alone),
 		cmocka_unit_test(equal_digest_of_other_bytes_is_new_content_if_cached),
@@ -2037,6 +2085,7 @@ int main(void)
 		cmocka_unit_test(contents_wait_for_an_upstream_that_is_not_there),
 		cmocka_unit_test(what_did_not_leave_goes_again_at_once_but_once),
 		cmocka_unit_test(an_upstream_that_refuses_all_is_probed_at_30_s_doubling_to_10_min),
+		cmocka_unit_test(a_probe_that_cannot_go_yet_is_tried_again_soon),
 		cmocka_unit_test(due_times_stand_still_in_a_pause),
 		cmocka_unit_test(a_reload_ends_a_pause),
 		cmocka_unit_test(an_operator_s_retry_goes_out_beside_the_due_times),
