@@ -10,14 +10,10 @@ alone, so that it is compared to the end, and then read from the cache after all
 
 A part of run.py, which prints what measure() returns."""
 
-import os
-import socket
 import statistics
 import subprocess
-import sys
-import threading
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from subject import TIMEOUT_S, Sink, Subject, cpu_seconds, wait_for  # first: finds tests/lib
 
 import grpc_server as gs
 import report as rp
@@ -27,28 +23,6 @@ SIZES = {"0.5MB": (445, 60), "2.5MB": (2225, 30), "15MB": (13350, 6)}
 ID = "vm-00000000"
 CPU_TARGET = 1.8
 FIRST_CID = 1000
-
-
-class Sink:
-    """Takes whatever comes into one TCP connection, and counts bytes."""
-
-    def __init__(self):
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listener.getsockname()[1]
-        self.received = 0
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self):
-        connection, _ = self.listener.accept()
-        buffer = bytearray(1 << 20)
-        while n := connection.recv_into(buffer):
-            self.received += n
-
-    def arrived(self, number, size):
-        return self.received >= number * size
-
-    def stop(self):
-        self.listener.close()
 
 
 class Counter(gs.Server):
@@ -100,11 +74,11 @@ def payload(build, packages, late=False):
     return out
 
 
-def sample(receiver, target, report, reports, mode, cpu_seconds, wait_for):
+def sample(subject, target, report, reports, mode):
     """CPU ms a report. The first one warms up and is not counted."""
     report = bytearray(report)
     at = report.index(ID.encode())
-    path = f"{receiver.sockets}/vm-{FIRST_CID}_818"
+    path = f"{subject.sockets}/vm-{FIRST_CID}_818"
     before = 0
     for number in range(1, reports + 2):
         report[at + 3 : at + len(ID)] = b"%08d" % number
@@ -112,38 +86,49 @@ def sample(receiver, target, report, reports, mode, cpu_seconds, wait_for):
             rp.send_raw(path, report)
         else:
             assert rp.send_framed(path, bytes(report)) == rp.ACCEPTED
-        wait_for("the report", lambda n=number: receiver.alive() and
-                 target.arrived(n, len(report)))  # fmt: skip
+        wait_for(lambda n=number: subject.alive() and target.arrived(n, len(report)),
+                 TIMEOUT_S, "the report")  # fmt: skip
         if number == 1:
-            before = cpu_seconds(receiver.process.pid)
-    return (cpu_seconds(receiver.process.pid) - before) * 1e3 / reports
+            before = cpu_seconds(subject.process.pid)
+    return (cpu_seconds(subject.process.pid) - before) * 1e3 / reports
 
 
-def measure(build, top, repeats, result, make_receiver, cpu_seconds, wait_for):
-    """make_receiver(): of run.py, not started."""
+def start_daemon(subject, target):
+    subject.start_daemon({
+        "hybrid": {"sockets": [{"path": f"{subject.sockets}/vm-{FIRST_CID}", "cid": FIRST_CID}]},
+        "rate": {"reports_per_minute": 0},
+        "upstream": {"kind": "grpc", "grpc": {
+            "address": f"127.0.0.1:{target.port}", "plaintext": True, "acks": "response"}},
+    })  # fmt: skip
+
+
+def measure(build, top, repeats, sizes, result):
+    """sizes: of SIZES, by name."""
     figures = {"target": CPU_TARGET, "sizes": {}}
     kinds = {
-        "floor": (Sink, "raw", lambda r, port: r.start_sending_floor(port)),
-        "floor_fresh": (Sink, "raw", lambda r, port: r.start_sending_floor(port, fresh=True)),
-        "daemon_raw": (Counter, "raw", lambda r, port: r.start_grpc_daemon(port)),
-        "daemon_framed": (Counter, "vsr1", lambda r, port: r.start_grpc_daemon(port)),
-        "daemon_late": (Counter, "raw", lambda r, port: r.start_grpc_daemon(port)),
+        "floor": (Sink, "raw", lambda s, target: s.start_floor("--send", to=target.port)),
+        "floor_fresh": (Sink, "raw", lambda s, target:
+                        s.start_floor("--fresh", "--send", to=target.port)),
+        "daemon_raw": (Counter, "raw", start_daemon),
+        "daemon_framed": (Counter, "vsr1", start_daemon),
+        "daemon_late": (Counter, "raw", start_daemon),
     }
-    for name, (packages, reports) in SIZES.items():
+    for name in sizes:
+        packages, reports = SIZES[name]
         report, late = payload(build, packages), payload(build, packages, late=True)
         samples = {kind: [] for kind in kinds}
         for _ in range(repeats):
             for kind, (make_target, mode, start) in kinds.items():
-                target, receiver = make_target(), make_receiver()
+                target, subject = make_target(), Subject(build, top, 1, FIRST_CID)
                 try:
-                    start(receiver, target.port)
+                    start(subject, target)
                     samples[kind].append(round(
-                        sample(receiver, target, late if kind == "daemon_late" else report,
-                               reports, mode, cpu_seconds, wait_for), 3))
+                        sample(subject, target, late if kind == "daemon_late" else report,
+                               reports, mode), 3))
                 except Exception as e:  # noqa: BLE001: the others are still worth having
                     result["errors"].append(f"grpc {name} {kind}: {e!r}")
                 finally:
-                    receiver.stop()
+                    subject.stop()
                     target.stop()
         median = {k: statistics.median(v) for k, v in samples.items() if v}
         size = {"report_bytes": len(report), "cpu_ms_per_report": median, "samples": samples}

@@ -21,13 +21,15 @@ standard error. With --full all combinations, and over AF_VSOCK in a VM, with BP
 (vsock.sh). Scale: what 10000 VMs cost the core (scale.c). Verdict: its instructions, and its time for 64 KiB
 (verdict.c).
 
+Whether it works, in a minute: run.py --parts cpu grpc memory matrix --sizes 0.5MB --vms 2
+--rounds 1 --repeats 1.
+
 Never fails: what could not be measured is in "errors".
 """
 import argparse
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -35,9 +37,9 @@ import tempfile
 import time
 
 import grpc_cost
+from subject import TIMEOUT_S, Subject, cpu_seconds, status_mib, wait_for
 
 FIRST_CID = 1000
-TIMEOUT_S = 60
 MIB = 1024 * 1024
 CPU_TARGET = 2.0
 PEAK_TARGET_MIB = 330
@@ -46,101 +48,26 @@ REST_S = 10
 IDLE_VM_TARGET = 512  # bytes beside its content
 SCALE_TARGET = 1.5
 SLICE_TARGET_US = 5000
+PARTS = ("cpu", "grpc", "memory", "scale", "verdict", "matrix", "validator")
 
 
-def cpu_seconds(pid):
-    """User and system time of all threads: in ns where the kernel has them, else in ticks."""
-    try:
-        total = 0
-        for tid in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{tid}/schedstat") as f:
-                total += int(f.read().split()[0])
-        return total / 1e9
-    except FileNotFoundError:
-        with open(f"/proc/{pid}/stat") as f:
-            fields = f.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def status_mib(pid, key):
-    with open(f"/proc/{pid}/status") as f:
-        for line in f:
-            if line.startswith(key + ":"):
-                return round(int(line.split()[1]) / 1024, 1)
-    raise KeyError(key)
-
-
-def wait_for(what, condition):
-    end = time.monotonic() + TIMEOUT_S
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"timed out: {what}")
-        time.sleep(0.02)
-
-
-class Receiver:
-    """The floor or the daemon, running, with its sockets and its output in a directory."""
+class Receiver(Subject):
+    """The floor or the daemon, with an upstream that stores, and what is sent to it."""
 
     def __init__(self, build, top, vms):
-        self.build, self.vms = build, vms
-        self.dir = tempfile.mkdtemp(dir=top)
-        self.sockets = os.path.join(self.dir, "s")
-        self.output = os.path.join(self.dir, "out")
-        os.mkdir(self.sockets)
-        os.mkdir(self.output)
+        super().__init__(build, top, vms, FIRST_CID)
         self.number = 0
-        self.process = None
 
-    def start(self, command):
-        with open(os.path.join(self.dir, "log"), "w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        last = f"{self.sockets}/vm-{FIRST_CID + self.vms - 1}_818"
-        wait_for("the start of " + command[0], lambda: self.alive() and os.path.exists(last))
-        time.sleep(0.2)
-
-    def alive(self):
-        if self.process.poll() is not None:
-            with open(os.path.join(self.dir, "log"), errors="replace") as log:
-                raise RuntimeError(f"ended with {self.process.returncode}: {log.read()[-2000:]}")
-        return True
-
-    def start_floor(self, *options):
-        self.start([f"{self.build}/tests/bench/floor", *options,
-                    self.sockets, str(FIRST_CID), str(self.vms), self.output])
-        return self
-
-    def start_sending_floor(self, port, fresh=False):
-        self.start([f"{self.build}/tests/bench/floor", *(["--fresh"] if fresh else []), "--send",
-                    self.sockets, str(FIRST_CID), str(self.vms), str(port)])
-        return self
-
-    def start_daemon(self):
-        return self.start_with(f"  kind: file\n  file:\n    directory: {self.output}\n")
-
-    def start_grpc_daemon(self, port):
-        return self.start_with(f"  kind: grpc\n  grpc:\n    address: 127.0.0.1:{port}\n"
-                               "    plaintext: true\n    acks: response\n"
-                               "rate:\n  reports_per_minute: 0\n")
-
-    def start_with(self, upstream):
-        config = os.path.join(self.dir, "relayd.yaml")
-        sockets = "".join(f"    - {{path: {self.sockets}/vm-{cid}, cid: {cid}}}\n"
-                          for cid in range(FIRST_CID, FIRST_CID + self.vms))
-        with open(config, "w") as f:
-            f.write("listen:\n  vsock: false\nbpf: off\n"
-                    f"hybrid:\n  allowed_uids: {os.getuid()}\n  sockets:\n{sockets}"
-                    "admission:\n  grant_rate: 0\n"
-                    f"retry:\n  base: 1h\nrun_directory: {self.dir}\nadmin_socket: ''\n"
-                    "metrics:\n  listen: off\nlog:\n  level: warning\n"
-                    f"upstream:\n{upstream}")
-        self.start([f"{self.build}/vsock-relayd", "--config", config])
-        return self
+    def start_storing(self):
+        """The daemon."""
+        self.start_daemon({"hybrid": {"sockets": [
+            {"path": f"{self.sockets}/vm-{cid}", "cid": cid} for cid in self.cids()]}})
 
     def send(self, mode, paced=False):
         """One new report of each VM; paced: each when the one before it is stored."""
         self.number += 1
         out = subprocess.run([f"{self.build}/tests/bench/sender", mode, self.sockets,
-                              str(FIRST_CID), str(self.vms), str(self.number),
+                              str(self.first), str(self.vms), str(self.number),
                               *([self.output] if paced else [])],
                              capture_output=True, text=True, timeout=TIMEOUT_S)
         if out.returncode:
@@ -159,20 +86,10 @@ class Receiver:
 
     def round(self, mode, paced):
         size = self.send(mode, paced)
-        for cid in range(FIRST_CID, FIRST_CID + self.vms):
-            wait_for("a report being stored",
-                     lambda cid=cid: self.alive() and self.stored(cid, size))
+        for cid in self.cids():
+            wait_for(lambda cid=cid: self.alive() and self.stored(cid, size), TIMEOUT_S,
+                     "a report being stored")
         return size
-
-    def stop(self):
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        shutil.rmtree(self.dir, ignore_errors=True)
 
 
 def cpu_ms_per_report(receiver, mode, paced, rounds):
@@ -189,8 +106,8 @@ def sample_cpu(options, top, result, paced):
     kinds = {
         "floor_durable": (lambda r: r.start_floor("--durable"), "raw"),
         "floor_fresh": (lambda r: r.start_floor("--fresh"), "raw"),
-        "daemon_raw": (lambda r: r.start_daemon(), "raw"),
-        "daemon_framed": (lambda r: r.start_daemon(), "vsr1"),
+        "daemon_raw": (lambda r: r.start_storing(), "raw"),
+        "daemon_framed": (lambda r: r.start_storing(), "vsr1"),
         "floor_written": (lambda r: r.start_floor(), "raw"),
     }
     samples = {kind: [] for kind in kinds}
@@ -198,7 +115,8 @@ def sample_cpu(options, top, result, paced):
         for kind, (start, mode) in kinds.items():
             receiver = Receiver(options.build, top, options.vms)
             try:
-                size, ms = cpu_ms_per_report(start(receiver), mode, paced, options.rounds)
+                start(receiver)
+                size, ms = cpu_ms_per_report(receiver, mode, paced, options.rounds)
                 result["report_bytes"] = size
                 samples[kind].append(round(ms, 3))
             except Exception as e:  # the others are still worth having
@@ -229,9 +147,8 @@ def measure_cpu(options, top, shm_top, result):
 def measure_memory(options, top):
     receiver = Receiver(options.build, top, 100)
     try:
-        for cid in range(FIRST_CID, FIRST_CID + 100):
-            os.makedirs(f"{receiver.output}/0-{cid}.pb/in-the-way")
-        receiver.start_daemon()
+        receiver.keep_in_custody()
+        receiver.start_storing()
         pid = receiver.process.pid
         memory = {"empty_rss_mib": status_mib(pid, "VmRSS")}
         size = receiver.send("vsr1")  # answered 0: in custody, and so in the cache
@@ -267,10 +184,11 @@ def measure_scale(build):
 
 def measure_matrix(options):
     here = os.path.dirname(os.path.abspath(__file__))
+    sizes = ["--sizes", *options.sizes] if options.sizes else []
     matrix = {"hybrid": json_of([sys.executable, f"{here}/matrix.py", "--build", options.build,
-                                 *(["--full"] if options.full else [])], 3600)}
+                                 *(["--full"] if options.full else []), *sizes], 3600)}
     if options.full:
-        matrix["vsock"] = json_of([f"{here}/vsock.sh", options.build], 1800)
+        matrix["vsock"] = json_of([f"{here}/vsock.sh", options.build, *sizes], 1800)
     return matrix
 
 
@@ -282,6 +200,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--full", action="store_true", help="all of the matrix, and AF_VSOCK")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
+                        help=f"only these of {', '.join(PARTS)}")
+    parser.add_argument("--sizes", nargs="+", choices=grpc_cost.SIZES, metavar="SIZE",
+                        help="for grpc and matrix, only these of " + ", ".join(grpc_cost.SIZES))
     options = parser.parse_args()
 
     result = {"errors": []}
@@ -289,20 +211,21 @@ def main():
     shm_top = (tempfile.mkdtemp(prefix="vsr-bench-", dir="/dev/shm")
                if os.access("/dev/shm", os.W_OK) else None)
     try:
-        for name, measure in (
-                ("cpu", lambda: measure_cpu(options, top, shm_top, result)),
-                ("grpc", lambda: grpc_cost.measure(
-                    options.build, top, options.repeats, result,
-                    lambda: Receiver(options.build, top, 1), cpu_seconds, wait_for)),
-                ("memory", lambda: measure_memory(options, top)),
-                ("scale", lambda: measure_scale(options.build)),
-                ("verdict", lambda: json_of([f"{options.build}/tests/bench/verdict"], 60)),
-                ("matrix", lambda: measure_matrix(options)),
-                ("validator", lambda: json.loads(subprocess.run(
-                    [f"{options.build}/tests/bench/validate"], check=True, text=True,
-                    capture_output=True, timeout=TIMEOUT_S).stdout))):
+        measure = {
+            "cpu": lambda: measure_cpu(options, top, shm_top, result),
+            "grpc": lambda: grpc_cost.measure(options.build, top, options.repeats,
+                                              options.sizes or grpc_cost.SIZES, result),
+            "memory": lambda: measure_memory(options, top),
+            "scale": lambda: measure_scale(options.build),
+            "verdict": lambda: json_of([f"{options.build}/tests/bench/verdict"], 60),
+            "matrix": lambda: measure_matrix(options),
+            "validator": lambda: json.loads(subprocess.run(
+                [f"{options.build}/tests/bench/validate"], check=True, text=True,
+                capture_output=True, timeout=TIMEOUT_S).stdout),
+        }
+        for name in (part for part in PARTS if part in options.parts):
             try:
-                result[name] = measure()
+                result[name] = measure[name]()
             except Exception as e:  # figures are missing then, no more
                 result["errors"].append(f"{name}: {e}")
     finally:

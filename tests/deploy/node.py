@@ -14,13 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 
 sys.path[:0] = ["/run/vsr/lib"]
 
 import report as rp
 from fakeguest import FakeGuest
-from relay import parse_metrics, wait_for
+from relay import scrape, wait_for
 from tap import Tap
 
 UNIT = "vsock-relayd"
@@ -72,8 +71,7 @@ def journal(since=None, unit=UNIT):
 
 
 def metrics():
-    with urllib.request.urlopen("http://127.0.0.1:9818/metrics", timeout=30) as response:
-        return parse_metrics(response.read().decode())
+    return scrape(9818)
 
 
 def is_active():

@@ -23,7 +23,7 @@ import urllib.request
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 
 import report as rp
-from relay import BUILD, SERVICE, Relay, wait_for
+from relay import BUILD, SERVICE, Relay, process_status, wait_for
 from tap import Skip, Tap
 
 CTL = os.path.join(BUILD, "vsock-relayctl")
@@ -514,8 +514,7 @@ def doctor_and_the_sandbox():
     """doctor and status say what the running daemon may still do, as /proc has it, and what is missing
     of it."""
     with relay() as r:
-        with open(f"/proc/{r.process.pid}/status", encoding="ascii") as f:
-            proc = dict(line.rstrip().split(":\t", 1) for line in f)
+        proc = process_status(r.process.pid)
         said = ctl_json(r, "status")["daemon"]["sandbox"]
         assert said["uid"] == int(proc["Uid"].split()[1]) and said["gid"] == int(proc["Gid"].split()[1])
         for key, name in (("effective", "Eff"), ("permitted", "Prm"), ("inheritable", "Inh"),

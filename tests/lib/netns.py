@@ -14,7 +14,7 @@ import subprocess
 import report as rp
 from fakeguest import FakeGuest, FakeGuestError
 from hostile import open_map
-from relay import BUILD, Relay, wait_for
+from relay import BUILD, Relay, process_status, wait_for
 
 PORT = 818
 CID = 3  # KubeVirt gives it to every guest
@@ -217,9 +217,8 @@ def same_cid(bpf):
             # The namespaces were entered before privileges were dropped, and left again.
             pid = relay.process.pid
             assert os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
-            with open(f"/proc/{pid}/status", encoding="ascii") as f:
-                text = f.read()
-            assert "CapEff:\t0000000000000000" in text and "NoNewPrivs:\t1" in text, text
+            proc = process_status(pid)
+            assert int(proc["CapEff"], 16) == 0 and proc["NoNewPrivs"] == "1", proc
 
 
 def local_is_apart(bpf):

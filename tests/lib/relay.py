@@ -63,6 +63,22 @@ def wait_for(condition, seconds=10, what="condition"):
         time.sleep(0.02)
 
 
+def process_status(pid):
+    """/proc/PID/status by key, without the blanks around a value."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as f:
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in f)}
+
+
+def scrape_text(port, timeout=30):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=timeout) as response:
+        return response.read().decode()
+
+
+def scrape(port, timeout=30):
+    """The metrics of a relay that listens for scrapers at that port of the loopback address."""
+    return parse_metrics(scrape_text(port, timeout))
+
+
 _port_lock = threading.Lock()
 _port_claims = []  # as long as this process lives, no other test takes these
 
@@ -223,8 +239,7 @@ class Relay:
 
     def rss(self):
         """Resident memory, bytes."""
-        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as f:
-            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmRSS"))
+        return int(process_status(self.process.pid)["VmRSS"].split()[0]) * 1024
 
     # ---- what it did ----
 
@@ -232,9 +247,7 @@ class Relay:
         return os.path.join(self.dir, name) + f"_{self.config['listen'].get('port', 818)}"
 
     def metrics_text(self):
-        url = f"http://127.0.0.1:{self.port}/metrics"
-        with urllib.request.urlopen(url, timeout=30) as response:
-            return response.read().decode()
+        return scrape_text(self.port)
 
     def metrics(self):
         return parse_metrics(self.metrics_text())
@@ -280,13 +293,12 @@ class Relay:
         descriptor would survive an exec."""
         pid = self.process.pid
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/status", encoding="ascii") as f:
-                status = dict(line.rstrip("\n").split(":", 1) for line in f)
+            status = process_status(f"{pid}/task/{thread}")
             if self.config.get("user"):
                 assert "0" not in status["Uid"].split() + status["Gid"].split(), status
-            assert status["NoNewPrivs"].strip() == "1", status["NoNewPrivs"]
+            assert status["NoNewPrivs"] == "1", status["NoNewPrivs"]
             filtered = "0" if self.config.get("sandbox") == "off" else "2"
-            assert status["Seccomp"].strip() == filtered, status["Seccomp"]
+            assert status["Seccomp"] == filtered, status["Seccomp"]
             for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
                 # Who is not root cannot clear the bounding set; no_new_privs makes it void.
                 if name != "CapBnd" or os.geteuid() == 0:
