@@ -286,7 +286,6 @@ static int packing(void)
 		if (r == 0 && !content_equal(content, packed))
 			r = -ENOMEM;
 	}
-	buf_unref(packed);
 	return r;
 }
 

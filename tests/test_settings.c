@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <syslog.h>
 
+#include "failing_malloc.h"
 #include "log.h"
 #include "settings.h"
 #include "tracker.h"
@@ -1490,9 +1491,48 @@ static void test_the_example_explains_every_key(void **state)
 	}
 }
 
+/* Whichever allocation fails: no settings are half of what was asked for. */
+static void test_without_memory_there_are_no_settings(void **state)
+{
+	void *volatile p;
+	unsigned int n;
+
+	(void)state;
+	/* valgrind puts its own calloc in the place of ours. */
+	fail_at = 1;
+	p = calloc(1, 1);
+	fail_at = 0;
+	free(p);
+	if (p)
+		skip();
+	for (n = 1;; n++) {
+		struct load l = {};
+		bool failed;
+
+		arg(&l, "--cache-ttl=3h");
+		env(&l, "VSOCK_RELAY_LISTEN_PORT=900");
+		fail_at = n;
+		parse(&l, "bpf: off\nlisteners: [{netns: /run/netns/a, namespace: 3}]\n"
+			  "hybrid: {sockets: [{path: /run/a, cid: 3}, {path: /run/b, cid: 4}]}\n");
+		failed = fail_at == 0;
+		fail_at = 0;
+		if (failed) {
+			assert_int_equal(l.r, -ENOMEM);
+			assert_null(l.s);
+		} else {
+			assert_good(&l);
+		}
+		done(&l);
+		if (!failed)
+			break;
+	}
+	assert_true(n > 5);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_without_memory_there_are_no_settings),
 		cmocka_unit_test(test_defaults_are_those_of_the_specification),
 		cmocka_unit_test(
 			test_with_the_file_upstream_unchanged_is_suppressed_and_rate_unlimited),
