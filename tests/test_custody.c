@@ -5,21 +5,8 @@
  * random life that is killed at any time: what was answered must be in the store or upstream. Its
  * first seed is printed; VSR_SEED=n runs one again, VSR_SEEDS=n that many from it on.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <time.h>
+#include "relay_test.h"
 
-#include <cmocka.h>
-
-#include "digest.h"
-#include "failing_malloc.h"
-#include "metrics.h"
-#include "relay.h"
-
-#define SEC  USEC_PER_SEC
-#define HOUR USEC_PER_HOUR
-#define T0   (1000 * HOUR)
-#define SEED 0x5eed
 #define MANY 64
 #define VMS  4
 
@@ -190,24 +177,9 @@ struct sub {
 	bool left;
 };
 
-static const struct bucket_rate unlimited;
-
-static double half(void *userdata)
-{
-	assert_null(userdata);
-	return 0.5;
-}
-
 static struct relay_settings defaults(void)
 {
-	return (struct relay_settings){
-		.suppress_unchanged = true,
-		.refresh_interval = 24 * HOUR,
-		.stale_ack = 4 * HOUR,
-		.custody_max_age = 24 * HOUR,
-		.cache = { .slots = 100, .bytes = 512 * MIB, .ttl = 4 * HOUR },
-		.retry = tracker_defaults,
-	};
+	return settings_with(4 * HOUR);
 }
 
 static void start(struct world *w)
@@ -292,21 +264,7 @@ static struct vm *vm_of(struct world *w, uint32_t cid)
 
 static struct buf *content(char what)
 {
-	unsigned int n = fail_at;
-	struct buf *b;
-
-	fail_at = 0;
-	assert_int_equal(buf_new(3000, &b), 0);
-	memset(buf_tail(b), what, 3000);
-	buf_advance(b, 3000);
-	buf_seal(b);
-	fail_at = n;
-	return b;
-}
-
-static uint64_t digest_of(const struct buf *b)
-{
-	return digest_bytes(SEED, buf_data(b), buf_len(b));
+	return content_sized(what, 3000);
 }
 
 static void on_decided(struct relay_report *report, enum reason reason, uint64_t now)
@@ -377,11 +335,6 @@ static void assert_decided(const struct sub *s, enum reason reason, enum relay_v
 	assert_int_equal(s->reason, reason);
 	if (reason == REASON_NONE)
 		assert_int_equal(s->verdict, verdict);
-}
-
-static double ended(enum metric_ended how)
-{
-	return metric_get(METRIC_CONTENTS_ENDED, how);
 }
 
 /* Accepted and durable, not sent yet. */

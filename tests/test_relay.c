@@ -4,24 +4,12 @@
  * are fake. The last test is an hour of random life, with invariants after each step; its first
  * seed is printed; VSR_SEED=n runs one again, VSR_SEEDS=n that many from it on.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <time.h>
-
-#include <cmocka.h>
 #include <xxhash.h>
 
-#include "digest.h"
-#include "failing_malloc.h"
-#include "metrics.h"
 #include "pack.h"
-#include "relay.h"
+#include "relay_test.h"
 
-#define SEC    USEC_PER_SEC
 #define MIN1   USEC_PER_MIN
-#define HOUR   USEC_PER_HOUR
-#define T0     (1000 * HOUR)
-#define SEED   0x5eed
 #define FLIGHT 32
 
 /* ---- an upstream that does what the test says -------------------------------------------------- */
@@ -84,12 +72,6 @@ struct world {
 	uint32_t ns;	      /* whose VMs vm_of() has */
 };
 
-static double half(void *userdata)
-{
-	(void)userdata;
-	return 0.5;
-}
-
 static void on_observed(const struct vm *vm, void *userdata)
 {
 	assert_non_null(vm);
@@ -98,17 +80,9 @@ static void on_observed(const struct vm *vm, void *userdata)
 
 static struct relay_settings defaults(void)
 {
-	return (struct relay_settings){
-		.suppress_unchanged = true,
-		.refresh_interval = 24 * HOUR,
-		.stale_ack = 4 * HOUR,
-		.custody_max_age = 24 * HOUR,
-		.cache = { .slots = 100, .bytes = 512 * MIB, .ttl = 48 * HOUR },
-		.retry = tracker_defaults,
-	};
+	return settings_with(48 * HOUR);
 }
 
-static const struct bucket_rate unlimited;
 static const struct bucket_rate one_a_minute = { .interval = MIN1, .burst = 1 };
 
 static void world_open(struct world *w, struct relay_settings s, struct bucket_rate rate)
@@ -171,26 +145,9 @@ static struct vm *vm_of(struct world *w, uint32_t cid)
 	return vm;
 }
 
-/* A content of `size` bytes; what it holds is `what`. */
-static struct buf *content_sized(char what, size_t size)
-{
-	struct buf *b;
-
-	assert_int_equal(buf_new(size, &b), 0);
-	memset(buf_tail(b), what, size);
-	buf_advance(b, size);
-	buf_seal(b);
-	return b;
-}
-
 static struct buf *content(char what)
 {
 	return content_sized(what, 5000);
-}
-
-static uint64_t digest_of(const struct buf *b)
-{
-	return digest_bytes(SEED, buf_data(b), buf_len(b));
 }
 
 /* Not the XXH64, but it names the content as well. */
@@ -290,11 +247,6 @@ static void run_at(struct world *w, uint64_t now)
 	w->now = now;
 	relay_run(w->r, now);
 	check(w);
-}
-
-static double ended(enum metric_ended how)
-{
-	return metric_get(METRIC_CONTENTS_ENDED, how);
 }
 
 /* Delivered and ACKed at once. */
