@@ -303,7 +303,9 @@ class Side:
 
     def drop(self, guest, lose):
         said = self.request("POST", f"/drop?cid={self.script.cids[guest]}{'&lose=1' if lose else ''}")
-        self.settle(guest, "drop", said)
+        # Whether a VM of which nothing was accepted is known depends on when its connection was seen.
+        nothing = said.get("error") in ("no such VM", "the cache has nothing of this VM")
+        self.settle(guest, "drop", "nothing" if nothing else said)
 
     # ---- the end ----
 
