@@ -575,13 +575,16 @@ static void without_its_seed_contents_are_hashed_again(void **state)
 	_cleanup_(buf_unrefp)
 	struct buf *b = payload_of(5000, 'a');
 	uint64_t first, second;
+	uint8_t byte;
 	int fd;
 
 	reopen(w);
 	first = spool_seed(w->spool);
 	assert_int_equal(put(w, 42, 1, 'a'), 0);
-	fd = open_in(w, "seed", O_WRONLY);
-	assert_int_equal(pwrite(fd, "x", 1, 9), 1);
+	fd = open_in(w, "seed", O_RDWR);
+	assert_int_equal(pread(fd, &byte, 1, 9), 1);
+	byte ^= 1;
+	assert_int_equal(pwrite(fd, &byte, 1, 9), 1);
 	close(fd);
 	reopen(w);
 	second = spool_seed(w->spool);
