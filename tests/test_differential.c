@@ -356,7 +356,12 @@ static void step(struct run *r)
 	} else if (what < 4) {
 		send_some(r, c, 1 + rnd(REPORT_MAX / 3));
 	} else if (what == 4) {
-		/* It crashes where it is: raw, what came is a report, valid or not. */
+		/* It crashes where it is, often in its header: raw, what came is a report, valid or
+		 * not. */
+		if (c->at == 0 && rnd(2)) {
+			send_packet(r, c, 1 + rnd((uint32_t)MIN(c->n, (size_t)VSR_HEADER_SIZE)));
+			settle(r);
+		}
 		fprintf(r->to, "%u crashes at %zu\n", c->cid, c->at);
 		c->framed = false;
 		conn_done(r, c);

@@ -314,6 +314,15 @@ static enum reason reason_of(int r)
 	}
 }
 
+/* What an end here means: NONE where a raw report may end. A header that is cut is bad, also behind its
+ * magic, from which on the verdict knows the mode already: user space knows it at the last byte. */
+static enum reason reason_of_end(const struct stream *s)
+{
+	if (s->seen.header_len > 0 && s->seen.header_len < VSR_HEADER_SIZE)
+		return REASON_BAD_HEADER;
+	return stream_framed(s) ? REASON_ABORTED : REASON_NONE;
+}
+
 static enum stream_state refuse(enum reason reason, enum reason *ret_reason)
 {
 	*ret_reason = reason;
@@ -389,14 +398,11 @@ static enum stream_state look_bpf(struct stream *s, enum reason *ret_reason)
 	if (p.revents & POLLERR)
 		return refuse(REASON_ABORTED, ret_reason);
 
-	if (stream_framed(s)) {
-		s->ended = s->seen.flags & VSR_CONN_FRAME_DONE;
-		if (!s->ended && closed)
-			return refuse(REASON_ABORTED, ret_reason);
-	} else if (closed) {
-		/* Cut within what could have become a header. */
-		if (s->seen.mode == VSR_MODE_UNKNOWN && s->seen.seen > 0)
-			return refuse(REASON_BAD_HEADER, ret_reason);
+	s->ended = s->seen.flags & VSR_CONN_FRAME_DONE;
+	if (!s->ended && closed) {
+		reason = reason_of_end(s);
+		if (reason != REASON_NONE)
+			return refuse(reason, ret_reason);
 		s->ended = true;
 	}
 	if (s->ended)
@@ -571,13 +577,10 @@ static bool cut_off(const struct stream *s)
 /* The stream ended after what was read. */
 static enum reason end_of_stream(struct stream *s)
 {
-	if (stream_framed(s) || cut_off(s))
-		return REASON_ABORTED;
-	/* Within what could have become a header. */
-	if (s->seen.mode == VSR_MODE_UNKNOWN && s->read > 0)
-		return REASON_BAD_HEADER;
-	s->ended = true;
-	return REASON_NONE;
+	enum reason reason = cut_off(s) ? REASON_ABORTED : reason_of_end(s);
+
+	s->ended = reason == REASON_NONE;
+	return reason;
 }
 
 static bool take_in(struct stream *s, const uint8_t *p, size_t n, enum reason *ret_reason)
