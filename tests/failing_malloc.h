@@ -32,4 +32,16 @@ void *reallocarray(void *p, size_t n, size_t size)
 	return fails() ? NULL : realloc(p, n * size);
 }
 
+/* valgrind puts its own calloc in the place of ours. */
+static inline bool failures_reach_us(void)
+{
+	void *volatile p;
+
+	fail_at = 1;
+	p = calloc(1, 1);
+	fail_at = 0;
+	free(p);
+	return !p;
+}
+
 #endif

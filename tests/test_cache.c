@@ -1154,18 +1154,6 @@ static void content_that_finds_no_memory_for_it_stays_as_it_is(void **state)
 
 /* ---- memory runs out ----------------------------------------------------------------------------- */
 
-/* valgrind puts its own calloc in the place of ours. */
-static bool failures_reach_us(void)
-{
-	void *volatile p;
-
-	fail_at = 1;
-	p = calloc(1, 1);
-	fail_at = 0;
-	free(p);
-	return !p;
-}
-
 static void new_cache_survives_every_failing_allocation(void **state)
 {
 	const struct cache_limits limits = { .slots = 1, .bytes = MIB, .ttl = HOUR };

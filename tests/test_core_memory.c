@@ -36,18 +36,6 @@
 #define NOW  (1000 * USEC_PER_HOUR)
 #define SIZE (200 * KIB)
 
-/* valgrind puts its own calloc in the place of ours. */
-static bool failures_reach_us(void)
-{
-	void *volatile p;
-
-	fail_at = 1;
-	p = calloc(1, 1);
-	fail_at = 0;
-	free(p);
-	return !p;
-}
-
 /* Runs it with the first, the second, ... allocation failing, until there are no more. */
 static void survives(int (*scenario)(void))
 {
@@ -89,9 +77,17 @@ static double half(void *userdata _unused_)
 	return 0.5;
 }
 
-static int places(void)
+/* A table, and a VM in it. */
+static int one_vm(struct vm_table **ret_vms, struct vm **ret)
 {
 	static const struct bucket_rate unlimited;
+	int r = vm_table_new(10, unlimited, unlimited, ret_vms);
+
+	return r < 0 ? r : vm_table_obtain(*ret_vms, (struct vsr_vm_id){ .cid = 3 }, NOW, ret);
+}
+
+static int places(void)
+{
 	_cleanup_(vm_table_freep)
 	struct vm_table *vms = NULL;
 	_cleanup_(admission_freep)
@@ -99,10 +95,7 @@ static int places(void)
 	struct vm *vm;
 	int r;
 
-	r = vm_table_new(10, unlimited, unlimited, &vms);
-	if (r < 0)
-		return r;
-	r = vm_table_obtain(vms, (struct vsr_vm_id){ .cid = 3 }, NOW, &vm);
+	r = one_vm(&vms, &vm);
 	if (r < 0)
 		return r;
 	return admission_new(vms, &admission_defaults, &a);
@@ -115,7 +108,6 @@ static void vms_and_places(void **state _unused_)
 
 static int retries(void)
 {
-	static const struct bucket_rate unlimited;
 	_cleanup_(vm_table_freep)
 	struct vm_table *vms = NULL;
 	_cleanup_(tracker_freep)
@@ -124,10 +116,7 @@ static int retries(void)
 	struct vm *vm;
 	int r;
 
-	r = vm_table_new(10, unlimited, unlimited, &vms);
-	if (r < 0)
-		return r;
-	r = vm_table_obtain(vms, (struct vsr_vm_id){ .cid = 3 }, NOW, &vm);
+	r = one_vm(&vms, &vm);
 	if (r < 0)
 		return r;
 	r = tracker_new(&tracker_defaults, half, NULL, &t);

@@ -9,18 +9,6 @@
 #include "agent/synthetic.h"
 #include "agent/vmreport.h"
 
-/* valgrind puts its own calloc in the place of ours. */
-static bool failures_reach_us(void)
-{
-	void *volatile p;
-
-	fail_at = 1;
-	p = calloc(1, 1);
-	fail_at = 0;
-	free(p);
-	return !p;
-}
-
 static int parse_all(struct inventory *inv)
 {
 	static const char status[] = "Package: a\nStatus: install ok installed\nVersion: 1\n"
