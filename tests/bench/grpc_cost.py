@@ -8,10 +8,12 @@ The floor that counts, floor, receives each report into one buffer of its own: w
 they are acknowledged cannot receive the next one into the same memory. floor_warm does just that,
 with memory that never leaves the processor's cache: a lower bound on copying, and nothing that a
 relay could be. daemon_late: a raw report that differs from the last one in its last bytes alone, so
-that it is compared to the end, and then read from the cache after all.
+that it is compared to the end, and then read from the cache after all. go_relay, if
+tests/bench/go_relay.sh has built it: the same path in Go.
 
 A part of run.py, which prints what measure() returns."""
 
+import os
 import statistics
 import subprocess
 
@@ -115,6 +117,10 @@ def measure(build, top, repeats, sizes, result):
         "daemon_framed": (Counter, "vsr1", start_daemon),
         "daemon_late": (Counter, "raw", start_daemon),
     }
+    if os.path.exists(go_relay := f"{build}/tests/bench/go_relay"):
+        kinds["go_relay"] = (Counter, "raw", lambda s, target: s.start(
+            [go_relay, f"{s.sockets}/vm-{FIRST_CID}_818", str(target.port)],
+            lambda: "ready" in s.log()))
     for name in sizes:
         packages, reports = SIZES[name]
         report, late = payload(build, packages), payload(build, packages, late=True)
@@ -134,7 +140,9 @@ def measure(build, top, repeats, sizes, result):
                     target.stop()
         median = {k: statistics.median(v) for k, v in samples.items() if v}
         size = {"report_bytes": len(report), "cpu_ms_per_report": median, "samples": samples}
-        for kind in ("daemon_raw", "daemon_framed", "daemon_late"):
+        for kind in kinds:
+            if kind.startswith("floor"):
+                continue
             for floor in ("floor", "floor_warm"):
                 if kind in median and median.get(floor):
                     size[f"{kind}_per_{floor}"] = round(median[kind] / median[floor], 2)
