@@ -55,8 +55,9 @@ ifdef CRASH
 CPPFLAGS += -DVSR_CRASH_POINTS
 endif
 
-# COV=1: count what the tests run (see the target coverage).
+# COV=1: count what the tests run (see the target coverage). The sandbox must know where to.
 ifdef COV
+CPPFLAGS += -DVSR_COVERAGE='"$(abspath $(B))"'
 CFLAGS += --coverage -O0 -U_FORTIFY_SOURCE -fprofile-update=atomic
 LDFLAGS += --coverage
 endif
@@ -319,9 +320,9 @@ analyze: deps
 	$(SUBMAKE) all
 	$(Q)tests/analyze $(B)
 
-#: make coverage     branches that unit and host tests run: core, edges; build/cov/html
+#: make coverage     branches that unit tests, host tests and VMs run: core, edges; build/cov/html
 coverage: deps
-	$(SUBMAKE) B=$(B)/cov COV=1 all unit-bins
+	$(SUBMAKE) B=$(B)/cov COV=1 all unit-bins tools
 	$(Q)tests/coverage.py $(B)/cov
 
 #: make format       format the C files; `make check` looks whether they are

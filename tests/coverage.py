@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which branches of a build with COV=1 its tests run: core and edges (tests/coverage.conf).
 
-    tests/coverage.py BUILD [--keep]     --keep: add to what an earlier run counted
+    tests/coverage.py BUILD [--keep] [--suites NAME,NAME]     --keep: add to what an earlier run counted
 
-Runs the unit tests and the suites of the daemon on this machine, prints a line per file and one per
-group, and fails if a test does or a group is below its bound. The same as pages in BUILD/html.
+Runs the unit tests and the suites of the daemon on this machine, and beside them suites in virtual
+machines, where there are vsock, BPF and other kernels. What the programs count in there is carried
+out and added. Prints a line per file and one per group, and fails if a test does or a group is below
+its bound. The same as pages in BUILD/html.
 """
 
 import argparse
@@ -13,8 +15,11 @@ import fnmatch
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +34,14 @@ SUITES = {
     "agent": [PYTHON, "tests/host/agent.py"],
     "upstream": [PYTHON, "tests/host/upstream.py"],
 }
-AT_ONCE = 2
+# In VMs: a script that boots one, the kernel, the rest as in tests/suites.conf.
+VMS = {
+    "vm": ["tests/vm/suite.sh", "6.12", "--worlds", "rules,loopback,vhost,netns"],
+    "vm-trace": ["tests/vm/trace.sh", "6.12", "--quick"],
+    "vm-netns": ["tests/vm/suite.sh", "unstable", "--worlds", "netns"],
+}
+HOST_AT_ONCE = 2
+VMS_AT_ONCE = 2
 LIMIT_S = 900
 # What the core does not call: files, sockets, processes, clocks, and the libraries that do.
 SYSTEM = re.compile(
@@ -42,27 +54,61 @@ SYSTEM = re.compile(
 OURS = {"bpf_why", "bpf_fail", "bpf_heard", "bpf_hear_begin", "bpf_hear_end"}
 
 
+def counts_of(build, name):
+    """Where the counts of a VM go, in folders as below the build."""
+    return build / "gcov" / name
+
+
+def command_of(build, name):
+    if name in VMS:
+        script, kernel, *rest = VMS[name]
+        return [script, kernel, str(LIMIT_S - 20), *rest]
+    return [*SUITES[name], str(build)] if name == "unit" else SUITES[name]
+
+
 def run_suite(build, name):
     """Runs a suite of instrumented programs; its failed tests."""
-    command = SUITES[name]
-    if name == "unit":
-        command = [*command, str(build)]
     log = build / "logs" / f"coverage-{name}.log"
     log.parent.mkdir(exist_ok=True)
-    env = {**os.environ, "VSR_BUILD": str(build), "VSR_SANDBOX_OFF": "1"}
+    env = {**os.environ, "B": str(build), "VSR_BUILD": str(build), "VSR_COVERAGE": "1",
+           "COUNT": str(counts_of(build, name))}  # fmt: skip
+    start = time.monotonic()
     with open(log, "w", encoding="utf-8") as f:
         try:
-            status = subprocess.run(command, cwd=TOP, env=env, stdout=f, stderr=subprocess.STDOUT,
-                                    timeout=LIMIT_S, check=False).returncode  # fmt: skip
+            status = subprocess.run(command_of(build, name), cwd=TOP, env=env, stdout=f,
+                                    stderr=subprocess.STDOUT, timeout=LIMIT_S,
+                                    check=False).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             status = f"none after {LIMIT_S} s"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     failed = [line for line in lines if line.startswith("not ok")]
-    passed = sum(line.startswith("ok") for line in lines)
+    skipped = [line for line in lines if line.startswith("ok") and re.search("# *skip", line, re.I)]
+    passed = sum(line.startswith("ok") for line in lines) - len(skipped)
     if status != 0 and not failed:
         failed.append(f"not ok - exit status {status}")
-    print(f"{name}: {passed} passed, {len(failed)} failed (see {log})", flush=True)
+    if name in VMS and not any(counts_of(build, name).rglob("*.gcda")):
+        failed.append("not ok - no counts came out of the VM")
+    print(f"{name}: {passed} passed, {len(failed)} failed, {len(skipped)} skipped, "
+          f"{time.monotonic() - start:.0f} s (see {log})", flush=True)  # fmt: skip
+    for line in skipped:
+        print(f"{name}: {line}", flush=True)
     return [f"{name}: {line}" for line in failed]
+
+
+def run_all(build, names):
+    """Suites of this machine and of VMs beside each other; their failed tests."""
+    with ThreadPoolExecutor(HOST_AT_ONCE) as host, ThreadPoolExecutor(VMS_AT_ONCE) as vms:
+        runs = [(vms if name in VMS else host).submit(run_suite, build, name) for name in names]
+    return [line for run in runs for line in run.result()]
+
+
+def add_counts(build, name):
+    """Adds what the programs in a VM have counted to what those of this machine have."""
+    with tempfile.TemporaryDirectory(dir=build) as merged:
+        subprocess.run(["gcov-tool", "merge", "-o", merged, build / "obj",
+                        counts_of(build, name) / "obj"], check=True)  # fmt: skip
+        for file in Path(merged).rglob("*.gcda"):
+            shutil.copyfile(file, build / "obj" / file.relative_to(merged))
 
 
 def groups():
@@ -108,7 +154,7 @@ def count(build):
          "--filter", "include/", "--filter", "bpf/", "--exclude-unreachable-branches",
          # Of an assertion one branch ends the test program.
          "--exclude-branches-by-pattern", r"^\s*assert\(.*",
-         "--json", str(out), "--html-details", str(html / "index.html"), str(build)],
+         "--json", str(out), "--html-details", str(html / "index.html"), str(build / "obj")],
         cwd=TOP, check=True,
     )  # fmt: skip
     counts = {}
@@ -143,7 +189,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("build", type=Path)
     parser.add_argument("--keep", action="store_true")
-    parser.add_argument("--suites", default=",".join(SUITES))
+    parser.add_argument("--suites", default=",".join([*VMS, *SUITES]))
     args = parser.parse_args()
     build = args.build.resolve()
     # The daemon counts as the service user, beside processes of root.
@@ -154,10 +200,12 @@ def main():
     for path in [build / "obj", *(build / "obj").rglob("*")]:
         if path.is_dir() or path.suffix == ".gcda":
             path.chmod(0o777 if path.is_dir() else 0o666)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        names = [name for name in args.suites.split(",") if name]
-        results = pool.map(lambda name: run_suite(build, name), names)
-        problems = [line for lines in results for line in lines]
+    names = [name for name in args.suites.split(",") if name]
+    shutil.rmtree(build / "gcov", ignore_errors=True)
+    problems = run_all(build, names)
+    for name in names:
+        if name in VMS:
+            add_counts(build, name)
     rows = groups()
     problems += impure(build, rows)
     problems += show(rows, count(build))

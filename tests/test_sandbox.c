@@ -30,6 +30,15 @@
 #define SANITIZED 0
 #endif
 
+/* COV=1: _exit() would not write down what ran. */
+#ifdef VSR_COVERAGE
+extern void __gcov_dump(void);
+#else
+static void __gcov_dump(void)
+{
+}
+#endif
+
 /* Steps that a child took before it failed; it leaves with the number of the one that did. */
 #define STEP(n, condition)        \
 	do {                      \
@@ -72,6 +81,7 @@ static int run(void (*f)(void))
 	if (child == 0) {
 		dup2(fds[1], STDERR_FILENO);
 		f();
+		__gcov_dump();
 		_exit(0);
 	}
 	close(fds[1]);

@@ -578,6 +578,19 @@ static int allow_proc(struct sandbox *s)
 	return r;
 }
 
+#ifdef VSR_COVERAGE
+/* COV=1: where this process writes at its end what ran of it. */
+static int allow_counts(struct sandbox *s)
+{
+	return sandbox_allow(s, VSR_COVERAGE, SANDBOX_WRITE);
+}
+#else
+static int allow_counts(struct sandbox *s _unused_)
+{
+	return 0;
+}
+#endif
+
 /* ---- from here on ------------------------------------------------------------------------------- */
 
 /* Returns 0, or -EOPNOTSUPP: not in this kernel; -errno. */
@@ -589,6 +602,8 @@ static int enter_landlock(struct sandbox *s)
 		return -EOPNOTSUPP;
 	tzset(); /* reads /etc/localtime once */
 	r = allow_proc(s);
+	if (r == 0)
+		r = allow_counts(s);
 	if (r < 0)
 		return r;
 	if (syscall(SYS_landlock_restrict_self, s->ruleset_fd, 0) < 0)

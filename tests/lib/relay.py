@@ -16,8 +16,10 @@ import time
 import urllib.request
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# For daemons that do at run time what the sandbox forbids: write down what ran of them, or check it.
+# For daemons that check at run time what ran of them: the sandbox forbids that.
 SANDBOX_OFF = "VSR_SANDBOX_OFF" in os.environ
+# Daemons that write at their end what ran of them, and so are not killed before.
+COUNTED = SANDBOX_OFF or "VSR_COVERAGE" in os.environ
 BUILD = os.environ.get("VSR_BUILD", os.path.join(TOP, "build"))
 _SERIES = re.compile(r'^(\w+)(?:\{(.*)\})? (\S+)$')
 
@@ -165,8 +167,7 @@ class Relay:
                 value.detail = "log of the relay:\n" + self.log()[-4000:]
             except (AttributeError, OSError):
                 pass
-        if SANDBOX_OFF and self.process and self.process.poll() is None:
-            # What it writes down, it writes at its end.
+        if COUNTED and self.process and self.process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.stop(5)
         self.kill()

@@ -506,6 +506,7 @@ class Vm:
         self.memory = memory
         self.cpus = cpus
         self.accel = accel
+        self._first = ""  # lines of shell before the command
         self.image = Image()
         self.image.text("/init", INIT, 0o755)
         self.image.text("/etc/passwd", PASSWD)
@@ -550,9 +551,20 @@ class Vm:
         for file in [QEMU, *QEMU_PARTS]:
             self.image.add(file)
 
+    def count(self, build):
+        """
+        For programs of a build with COV=1: what they write down of themselves, also as the service
+        user, goes to /out and so to out_dir, in folders as below `build`.
+        """
+        build = Path(build).resolve()
+        folders = sorted({f"/out/{path.parent.relative_to(build)}" for path in build.rglob("*.gcno")})
+        self._first = (f"umask 0\nmkdir -p {shlex.join([str(build.parent), *folders])}\n"
+                       f"ln -s /out {shlex.quote(str(build))}\n")  # fmt: skip
+
     def prepare(self, command, env=None):
         """Writes the initramfs; the Machine can then be launched."""
-        script = "".join(f"export {shlex.quote(f'{k}={v}')}\n" for k, v in (env or {}).items())
+        script = self._first
+        script += "".join(f"export {shlex.quote(f'{k}={v}')}\n" for k, v in (env or {}).items())
         script += f"export VSR_KERNEL={self.kernel.name}\n"
         self.image.text("/etc/vsr/command", f"#!/bin/sh\n{script}exec {shlex.join(command)}\n", 0o755)
         return Machine(
@@ -593,6 +605,8 @@ def main():
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS")
     parser.add_argument("--out", metavar="DIR", help="where to put what the command left in /out")
+    parser.add_argument("--gcov", metavar="BUILD",
+                        help="programs are of this build with COV=1; what they count goes to --out")  # fmt: skip
     parser.add_argument("--guest-command", metavar="SHELL", help="prepare /guest/start")
     parser.add_argument("--guest-kernel", default="6.12")
     parser.add_argument("--guest-add", action="append", default=[], metavar="PATH[:DEST]")
@@ -610,6 +624,8 @@ def main():
 
     memory = options.memory or (4096 if options.guest_command else 2048)
     vm = Vm(options.kernel, options.modules, memory, options.cpus)
+    if options.gcov:
+        vm.count(options.gcov)
     for argument in options.add:
         vm.add(*_split(argument))
     for argument in options.bin:

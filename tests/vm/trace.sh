@@ -1,13 +1,15 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Boots a VM and runs tests/vm/trace.py in it, with all that it needs from the build's folder $B.
+# COUNT: the build has COV=1; where to put what its programs count.
 #
-#   B=build tests/vm/trace.sh KERNEL SECONDS [ARGUMENTS OF trace.py]
+#   B=build [COUNT=DIR] tests/vm/trace.sh KERNEL SECONDS [ARGUMENTS OF trace.py]
 set -eu
 kernel=$1 seconds=$2
 shift 2
 here=$(dirname "$0")
 exec "$here/boot.py" --kernel "$kernel" --modules vhost --timeout "$seconds" \
+	${COUNT:+--gcov "$B" --out "$COUNT" --env VSR_COVERAGE=1} \
 	--bin "$B/vsock-relayd:/build/vsock-relayd" \
 	--bin "$B/vsock-relayctl:/build/vsock-relayctl" \
 	--bin "$B/tests/vm/fakeguest:/usr/bin/fakeguest" \
