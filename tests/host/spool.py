@@ -323,6 +323,8 @@ def limits():
         r.config["spool"]["max_files"] = 3
         r.write_config()
         assert "reloaded" in r.reload()
+        # The older file of 101 goes when the newer one is on disk, and so after the answer.
+        r.wait_metric("spool_files", value=2)
         accept(r, 102)
         assert r.metric("contents_held") == 3
         assert r.metric("spool_files") == 3
