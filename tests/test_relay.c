@@ -1762,6 +1762,52 @@ static void submit_survives_every_failing_allocation(void **state _unused_)
 	}
 }
 
+/* The kept content of record gives way to newer content, which there is then no memory to send: nobody
+ * can say any more what offers call the record, until a report brings its name. */
+static void a_record_whose_bytes_are_gone_is_named_by_its_next_report(void **state _unused_)
+{
+	_cleanup_(buf_unrefp)
+	struct buf *a = content('a');
+	_cleanup_(buf_unrefp)
+	struct buf *b = content('b');
+	const uint64_t name = name_of(a);
+	struct relay_settings s = defaults();
+	bool seen = false;
+
+	s.cache.keep = 48 * HOUR;
+	for (unsigned n = 1; !seen; n++) {
+		enum relay_verdict verdict = RELAY_NEW;
+		struct submission sub;
+		struct world w;
+		int r;
+
+		assert_true(n < 1000);
+		world_open(&w, s, unlimited);
+		assert_int_equal(submit_unnamed(&w, 7, a, &sub), RELAY_ACCEPTED);
+		end(&w, SEND_ACKED);
+		assert_int_equal(figures(&w).cache.kept, 1);
+		fail_at = n;
+		r = submit_unnamed(&w, 7, b, &sub);
+		fail_at = 0;
+		if (r == -ENOMEM && figures(&w).cache.kept == 0) {
+			seen = true;
+			assert_int_equal(figures(&w).held, 0);
+			assert_int_equal(offer(&w, 7, 'a'), RELAY_NEW);
+			assert_int_equal(relay_known(w.r, vm_of(&w, 7), buf_len(a), digest_of(a),
+						     &name, METRIC_KERNEL, w.now, &verdict),
+					 0);
+			assert_int_equal(verdict, RELAY_NEW);
+			/* By its digest it is known. */
+			assert_int_equal(known(&w, 7, 'a'), RELAY_SUPPRESSED);
+			assert_int_equal(submit(&w, 7, 'a'), RELAY_SUPPRESSED);
+			assert_int_equal(offer(&w, 7, 'a'), RELAY_SUPPRESSED);
+			/* And what found no memory was never taken. */
+			assert_int_equal(submit(&w, 7, 'b'), RELAY_ACCEPTED);
+		}
+		world_close(&w);
+	}
+}
+
 static void sends_may_end_after_the_relay(void **state _unused_)
 {
 	_cleanup_(buf_unrefp)
@@ -2054,6 +2100,7 @@ int main(void)
 		cmocka_unit_test(an_ack_that_could_be_of_two_namespaces_settles_nothing),
 		cmocka_unit_test(bad_settings_are_refused_and_the_old_ones_stay),
 		cmocka_unit_test(submit_survives_every_failing_allocation),
+		cmocka_unit_test(a_record_whose_bytes_are_gone_is_named_by_its_next_report),
 		cmocka_unit_test(sends_may_end_after_the_relay),
 		cmocka_unit_test(an_hour_of_random_life_keeps_the_books),
 	};
