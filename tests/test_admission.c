@@ -973,13 +973,61 @@ static void test_cid_with_debt_is_probed_every_10_min(void **state)
 	admission_debt_add(w.a, b, 1, T0 + SEC);
 	admission_debt_add(w.a, a, 1, T0 + 2 * SEC); /* more of it moves no probe */
 	assert_int_equal(admission_next_event(w.a, T0), T0 + 600 * SEC);
-	assert_null(admission_debt_probe(w.a, T0 + 600 * SEC - 1));
-	assert_ptr_equal(admission_debt_probe(w.a, T0 + 600 * SEC), a);
-	assert_null(admission_debt_probe(w.a, T0 + 600 * SEC));
-	assert_ptr_equal(admission_debt_probe(w.a, T0 + 601 * SEC), b);
+	assert_null(admission_debt_probe(w.a, 0, T0 + 600 * SEC - 1));
+	assert_ptr_equal(admission_debt_probe(w.a, 0, T0 + 600 * SEC), a);
+	assert_null(admission_debt_probe(w.a, 0, T0 + 600 * SEC));
+	assert_ptr_equal(admission_debt_probe(w.a, 0, T0 + 601 * SEC), b);
 	admission_vm_gone(w.a, a);
-	assert_null(admission_debt_probe(w.a, T0 + 1200 * SEC));
-	assert_ptr_equal(admission_debt_probe(w.a, T0 + 1201 * SEC), b);
+	assert_null(admission_debt_probe(w.a, 0, T0 + 1200 * SEC));
+	assert_ptr_equal(admission_debt_probe(w.a, 0, T0 + 1201 * SEC), b);
+	world_close(&w);
+}
+
+/* Nobody can ask from here whether such a VM is still there. */
+static void test_debt_in_another_namespace_ends_when_the_vm_was_silent_for_24_h(void **state)
+{
+	struct world w;
+	struct vm *here, *there;
+
+	(void)state;
+	world_open(&w, admission_defaults, unlimited);
+	here = known(&w, 3, 1000);
+	assert_int_equal(
+		vm_table_obtain(w.vms, (struct vsr_vm_id){ .ns = 7, .cid = 3 }, T0, &there), 0);
+	admission_debt_add(w.a, there, 2 * MIB, T0);
+	admission_debt_add(w.a, here, 1, T0);
+	/* It is used again an hour later, without an end to its debt. */
+	assert_int_equal(vm_table_obtain(w.vms, there->node.id, T0 + 3600 * SEC, &there), 0);
+	for (uint64_t at = 600 * SEC; at < 25 * 3600 * SEC; at += 600 * SEC) {
+		assert_int_equal(admission_next_event(w.a, T0 + at - 1), T0 + at);
+		assert_ptr_equal(admission_debt_probe(w.a, 0, T0 + at), here);
+		assert_null(admission_debt_probe(w.a, 0, T0 + at));
+		assert_int_equal(there->debt, 2 * MIB);
+		assert_true(vm_pinned(w.vms, there, T0 + at));
+	}
+	assert_ptr_equal(admission_debt_probe(w.a, 0, T0 + 25 * 3600 * SEC), here);
+	assert_null(admission_debt_probe(w.a, 0, T0 + 25 * 3600 * SEC));
+	assert_int_equal(there->debt, 0);
+	assert_int_equal(figures(&w).debt, 1);
+	assert_int_equal(figures(&w).debtors, 1);
+	assert_false(vm_pinned(w.vms, there, T0 + 25 * 3600 * SEC));
+	world_close(&w);
+}
+
+/* A relay whose own number is 7 asks for those of 7. */
+static void test_vms_of_the_relays_own_namespace_are_probed_whatever_its_number(void **state)
+{
+	struct world w;
+	struct vm *there;
+
+	(void)state;
+	world_open(&w, admission_defaults, unlimited);
+	assert_int_equal(
+		vm_table_obtain(w.vms, (struct vsr_vm_id){ .ns = 7, .cid = 3 }, T0, &there), 0);
+	admission_debt_add(w.a, there, 1, T0);
+	assert_null(admission_debt_probe(w.a, 7, T0 + 600 * SEC - 1));
+	assert_ptr_equal(admission_debt_probe(w.a, 7, T0 + 48 * 3600 * SEC), there);
+	assert_int_equal(there->debt, 1);
 	world_close(&w);
 }
 
@@ -1345,7 +1393,7 @@ static void crowd_run(struct crowd *c, const struct admission_settings *s, unsig
 			admission_backlog_empty(c->a);
 		for (unsigned n = 0; n < acts; n++)
 			crowd_act(c, &c->conns[random_below(CONNECTIONS)]);
-		while ((vm = admission_debt_probe(c->a, c->now)))
+		while ((vm = admission_debt_probe(c->a, 0, c->now)))
 			if (random_below(2))
 				admission_vm_gone(c->a, vm);
 		check_invariants(c);
@@ -1474,6 +1522,10 @@ int main(void)
 		cmocka_unit_test(test_what_the_kernel_keeps_behind_a_close_is_debt_for_as_long),
 		cmocka_unit_test(test_a_vm_with_both_kinds_of_debt_is_one_debtor),
 		cmocka_unit_test(test_cid_with_debt_is_probed_every_10_min),
+		cmocka_unit_test(
+			test_debt_in_another_namespace_ends_when_the_vm_was_silent_for_24_h),
+		cmocka_unit_test(
+			test_vms_of_the_relays_own_namespace_are_probed_whatever_its_number),
 		cmocka_unit_test(
 			test_beyond_a_quarter_of_the_budget_only_vms_with_debt_are_refused),
 		cmocka_unit_test(test_debt_counts_against_the_budget),

@@ -259,15 +259,19 @@ bool admission_drained(struct admission *a, struct admission_ticket *t)
 	return true;
 }
 
-struct vm *admission_debt_probe(struct admission *a, uint64_t now)
+struct vm *admission_debt_probe(struct admission *a, uint32_t ns, uint64_t now)
 {
-	struct vm *vm = list_first_entry(&a->debtors, struct vm, debtor);
+	struct vm *vm;
 
-	if (!vm || now < vm->debt_probe)
-		return NULL;
-	vm->debt_probe = usec_add(now, ADMISSION_PROBE_USEC);
-	list_move_last(&a->debtors, &vm->debtor);
-	return vm;
+	while ((vm = list_first_entry(&a->debtors, struct vm, debtor)) && now >= vm->debt_probe) {
+		vm->debt_probe = usec_add(now, ADMISSION_PROBE_USEC);
+		list_move_last(&a->debtors, &vm->debtor);
+		if (vm->node.id.ns == ns)
+			return vm;
+		if (now >= usec_add(vm->last_used, VM_IDLE_USEC))
+			admission_vm_gone(a, vm);
+	}
+	return NULL;
 }
 
 /* ---- waiting ---------------------------------------------------------------------------------- */

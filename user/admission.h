@@ -173,8 +173,10 @@ bool admission_drained(struct admission *a, struct admission_ticket *ticket);
 void admission_vm_gone(struct admission *a, struct vm *vm);
 
 /* The next VM with debt whose CID should be tried with connect (each every 10 min; saying so
- * counts as the try). NULL: none is due. */
-struct vm *admission_debt_probe(struct admission *a, uint64_t now);
+ * counts as the try). ns: that of the VMs that connect reaches. Of another network namespace ENODEV
+ * would say nothing, and we cannot go there any more: debt of its VMs, if no connection ends it, ends
+ * here when the VM would be forgotten (VM_IDLE_USEC). NULL: none is due. */
+struct vm *admission_debt_probe(struct admission *a, uint32_t ns, uint64_t now);
 
 /* The waiter that arrived first, NULL: none. To refuse all at a stop: close each. */
 struct admission_ticket *admission_first_waiter(const struct admission *a);

@@ -177,14 +177,8 @@ static void probe_debtors(struct daemon *d, uint64_t now)
 {
 	struct vm *vm;
 
-	while ((vm = admission_debt_probe(d->admission, now))) {
-		/* Of another network namespace ENODEV would say nothing, and we cannot go there any
-		 * more: such a debt ends by a connection, or when the VM would be forgotten. */
-		if (vm->node.id.ns == d->settings->ns)
-			probe_start(d->probes, vm->node.id, vm->debt);
-		else if (now >= usec_add(vm->last_used, VM_IDLE_USEC))
-			admission_vm_gone(d->admission, vm);
-	}
+	while ((vm = admission_debt_probe(d->admission, d->settings->ns, now)))
+		probe_start(d->probes, vm->node.id, vm->debt);
 }
 
 /* Reports that cannot be written stay in custody; that the disk hangs is said once. Returns when
