@@ -83,9 +83,10 @@ CTL_OBJS := $(CTL_SRCS:%.c=$(B)/obj/%.o)
 
 UNIT_SRCS := $(wildcard tests/test_*.c tests/agent/test_*.c tests/ctl/test_*.c)
 UNIT_BINS := $(UNIT_SRCS:tests/%.c=$(B)/tests/%)
-TOOL_SRCS := $(wildcard tests/vm/*.c) $(wildcard tests/bench/*.c)
+PRELOADS := tests/vm/leak.c
+TOOL_SRCS := $(filter-out $(PRELOADS),$(wildcard tests/vm/*.c)) $(wildcard tests/bench/*.c)
 MODEL := $(B)/tests/model/explore
-TOOL_BINS := $(TOOL_SRCS:tests/%.c=$(B)/tests/%)
+TOOL_BINS := $(TOOL_SRCS:tests/%.c=$(B)/tests/%) $(PRELOADS:tests/%.c=$(B)/tests/%.so)
 FUZZ_SRCS := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_BINS := $(FUZZ_SRCS:tests/fuzz/%.c=$(B)/fuzz/%)
 
@@ -176,6 +177,12 @@ $(B)/tests/vm/%: $(B)/obj/tests/vm/%.o $(LIB)
 	$(call msg,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+
+# What tests put into a relay by LD_PRELOAD.
+$(B)/tests/%.so: tests/%.c
+	$(call msg,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(BASE_CFLAGS) -fPIC -shared $< -o $@
 
 $(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(LIB)
 	$(call msg,LINK,$@)

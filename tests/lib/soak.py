@@ -58,8 +58,8 @@ class Vm:
             return
         if kind == "raw":
             # Only a framed report is sure to be accepted: what a raw one became is asked for.
-            rp.send_raw(self.path, payload)
             self.unsure.append(payload)
+            rp.send_raw(self.path, payload)
             kind = "vsr1"
         try:
             status = (rp.send_framed(self.path, payload) if kind == "vsr1"
@@ -80,6 +80,21 @@ class Vm:
         return stored == self.last or any(stored == p for p in self.unsure)
 
 
+def grown(before, after, margin):
+    """What there is more of than before, by name: (then, now). Both are lists of figures, dicts of the
+    same names; margin: what may come on top, by name. Memory at rest depends on where in the heap the
+    last small thing lies: of it the least that was seen then and now is compared, of all else the most
+    that was seen then with the latest."""
+    found = {}
+    for name in after[-1]:
+        least = name == "memory"
+        then = (min if least else max)(figures[name] for figures in before)
+        now = min(figures[name] for figures in after) if least else after[-1][name]
+        if now > then + margin.get(name, 0):
+            found[name] = then, now
+    return found
+
+
 def work(vms, rng, until, errors):
     """Lets VMs act, any of them that nobody else has in hand, until that time."""
     while time.monotonic() < until and not errors:
@@ -88,7 +103,7 @@ def work(vms, rng, until, errors):
             continue
         try:
             vm.act()
-        except ConnectionError:
+        except (ConnectionError, FileNotFoundError):
             time.sleep(0.05)  # nobody listens just now
         except Exception as e:  # noqa: BLE001: shown by the main thread
             errors.append(e)
