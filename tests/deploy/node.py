@@ -17,8 +17,11 @@ import time
 
 sys.path[:0] = ["/run/vsr/lib"]
 
+os.environ["FAKEGUEST"] = "/run/vsr/fakeguest"
+
 import report as rp
 from fakeguest import FakeGuest
+from netns import GuestInside, known
 from relay import scrape, wait_for
 from tap import Tap
 
@@ -86,11 +89,15 @@ def write(settings=""):
 
 def send(payload, cid=CID):
     """The answer to a report of the guest with that CID."""
-    with FakeGuest("/run/vsr/fakeguest") as fg:
-        fg.guest(cid)
-        path = f"/tmp/guest{cid}"
-        fg.bridge(cid, 818, path)
-        return rp.send_framed(path, payload)
+    with FakeGuest() as fg:
+        return send_from(fg, payload, cid)
+
+
+def send_from(fg, payload, cid):
+    fg.guest(cid)
+    path = f"/tmp/guest{cid}"
+    fg.bridge(cid, 818, path)
+    return rp.send_framed(path, payload)
 
 
 def map_of(name, cid=CID):
@@ -307,6 +314,61 @@ def hybrid_sockets_with_a_drop_in():
     sh("systemctl", "restart", UNIT)
 
 
+class Named:
+    """A network namespace that `ip netns add` has made."""
+
+    def __init__(self, name):
+        self.path = f"/run/netns/{name}"
+
+
+def listeners_with_a_drop_in():
+    """As the page says, whose drop-in and list these are, in namespaces of mode local; without the
+    drop-in the unit fails, and says what it lacks."""
+    assert known() and "ns_mode of the relay's network namespace is global" in journal(), journal()
+    with open("/run/vsr/operating.md", encoding="utf-8") as f:
+        part = re.search(r"^## Network namespaces\n(.*?)^## ", f.read(), re.M | re.S).group(1)
+    settings = re.search(r"^```yaml\n(.*?)^```", part, re.M | re.S).group(1)
+    drop_in = "\n".join(re.findall(r"^      (\S.*)$", part, re.M)) + "\n"
+    assert drop_in.startswith("[Service]\n") and "CAP_SYS_ADMIN" in drop_in, drop_in
+    inside = re.findall(r"netns: /run/netns/(\w+), namespace: (\d+)", settings)
+    assert len(inside) == 2, settings
+    with open("/proc/sys/net/vsock/child_ns_mode", "w", encoding="ascii") as f:
+        f.write("local")
+    for name, _ in inside:
+        sh("ip", "netns", "add", name)
+    write(settings)
+    began = time.time()
+    sh("systemctl", "restart", UNIT, status=1)
+    assert f"network namespace /run/netns/{inside[0][0]}: entering it needs CAP_SYS_ADMIN" in journal(began), (
+        journal(began))
+    sh("systemctl", "stop", UNIT)
+    sh("systemctl", "reset-failed", UNIT)
+
+    folder = f"/etc/systemd/system/{UNIT}.service.d"
+    os.mkdir(folder)
+    with open(f"{folder}/netns.conf", "w", encoding="ascii") as f:
+        f.write(drop_in)
+    sh("systemctl", "daemon-reload")
+    sh("systemctl", "restart", UNIT)
+    assert is_active(), journal(began)
+    runs_without_rights()
+    # One CID, three VMs.
+    cid = 3
+    with FakeGuest() as fg:
+        assert send_from(fg, rp.report(cid, packages=1), cid) == rp.ACCEPTED
+    name, number = inside[0]
+    with GuestInside(Named(name)) as fg:
+        assert send_from(fg, rp.report(cid, packages=2), cid) == rp.ACCEPTED
+    for number, packages in ((0, 1), (number, 2)):
+        path = f"{REPORTS}/{number}-{cid}.pb"
+        wait_for(lambda path=path: os.path.exists(path), 20, path)
+        with open(path, "rb") as f:
+            assert f.read() == rp.report(cid, packages=packages), path
+    checks = json.loads(sh("vsock-relayctl", "-j", "doctor", status=None))["checks"]
+    results = {check["name"]: check["result"] for check in checks}
+    assert [results.get(f"listener {number}") for _, number in inside] == ["ok", "ok"], checks
+
+
 def pod_has_the_capabilities_it_needs():
     """Root with the DaemonSet's capabilities and no others starts, with BPF; without any of them not."""
     with open("/run/vsr/pod.json", encoding="utf-8") as f:
@@ -444,6 +506,9 @@ def main():
     if tap.failed:
         tap.end()
     tap.run("the service has no rights left", runs_without_rights)
+    if "--netns" in sys.argv:
+        tap.run("listeners in network namespaces, with the drop-in of the page", listeners_with_a_drop_in)
+        tap.end()
     tap.run(f"systemd-analyze security: at most {EXPOSURE_MAX}", is_not_exposed)
     tap.run("systemd-analyze verify finds nothing", unit_is_valid)
     tap.run("a guest's report arrives, seen by BPF", report_arrives)

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packages on a node with systemd: a VM with Debian 12 from its packages (kept in the cache) and
 the 6.12 kernel, in which node.py installs, breaks, upgrades and purges them. Argument: the build's
-folder; --quick leaves out what takes minutes. Prints TAP."""
+folder; --quick leaves out what takes minutes; --netns runs what needs a kernel with vsock namespaces,
+on one that has them. Prints TAP."""
 
 import hashlib
 import json
@@ -131,12 +132,13 @@ def image(wanted):
 
 
 def main():
-    build = Path(sys.argv[1]).resolve()
+    build, netns = Path(sys.argv[1]).resolve(), "--netns" in sys.argv
     makefile = (TOP / "Makefile").read_text(encoding="utf-8")
     version = re.search(r"^VERSION := (\S+)", makefile, re.M).group(1)
-    old, new = packages(build, version), newer(build / "newer")
+    old = packages(build, version)
+    new = newer(build / "newer") if not netns else old
     disk = image(dependencies(old))
-    vm = boot.Vm(kernel="6.12", modules="vhost,virtio_blk,ext4,crc32c_generic", memory=2048, python=False)
+    vm = boot.Vm(kernel="unstable" if netns else "6.12", modules="vhost,virtio_blk,ext4,crc32c_generic", memory=2048, python=False)
     vm.image.text("/etc/vsr/vsr-test.service", UNIT)
     vm.image.text("/etc/vsr/run", RUN)
     # As in a clone, where docs/operating.md has its commands run.
