@@ -14,10 +14,10 @@ struct cache {
 
 	struct vmmap by_id;
 	struct list order; /* entries */
-	struct list kept;
-	/* Entries that may be pushed out, by what they hold, oldest change on top: the oldest that
-	 * may go is found without walking past entries that may not. */
-	struct heap oldest[CACHE_HOLD_KEPT];
+	/* By what they hold, so that the oldest that may go is found without walking past entries that may
+	 * not. Lists, since all but cache_set_hold() adds the newest: a heap of 10000 took several misses of
+	 * the CPU's caches for each change. */
+	struct list alike[CACHE_HOLD_MAX];
 	size_t count[CACHE_HOLD_MAX];
 	uint64_t bytes[CACHE_HOLD_MAX];
 	struct list loose; /* contents that may be packed, idle for longest first */
@@ -57,7 +57,8 @@ int cache_new(const struct cache_limits *limits, cache_observer_t observer, void
 	c->observer = observer;
 	c->userdata = userdata;
 	list_init(&c->order);
-	list_init(&c->kept);
+	for (size_t i = 0; i < CACHE_HOLD_MAX; i++)
+		list_init(&c->alike[i]);
 	list_init(&c->loose);
 	*ret = c;
 	return 0;
@@ -91,12 +92,9 @@ struct cache *cache_free(struct cache *c)
 {
 	if (!c)
 		return NULL;
-	list_for_each_safe(node, &c->order)
-		entry_free(c, container_of(node, struct cache_entry, order));
-	list_for_each_safe(node, &c->kept)
-		entry_free(c, container_of(node, struct cache_entry, order));
-	for (size_t i = 0; i < ARRAY_SIZE(c->oldest); i++)
-		free(c->oldest[i].places);
+	for (size_t i = 0; i < CACHE_HOLD_MAX; i++)
+		list_for_each_safe(node, &c->alike[i])
+			entry_free(c, container_of(node, struct cache_entry, alike));
 	packer_free(c->packer);
 	vmmap_done(&c->by_id);
 	free(c);
@@ -135,27 +133,42 @@ static bool expired(const struct cache *c, const struct cache_entry *e, uint64_t
 	return now >= usec_add(e->updated, c->limits.ttl);
 }
 
-/* Contents with the same hold count together. All heaps have room for every entry, so this
- * cannot fail (see cache_insert()). */
+/* The last of those with this hold whose content changed before that of e, or the head. Nothing pushes
+ * out answered content, and kept content is ordered by use: these go last. */
+static struct list *place_of(struct cache *c, const struct cache_entry *e, enum cache_hold hold)
+{
+	struct list *head = &c->alike[hold], *after = head->prev;
+
+	if (hold != CACHE_HOLD_NONE && hold != CACHE_HOLD_RAW)
+		return after;
+	while (after != head && container_of(after, struct cache_entry, alike)->change > e->change)
+		after = after->prev;
+	return after;
+}
+
+/* Contents with the same hold count together. */
 static void join_class(struct cache *c, struct cache_entry *e, enum cache_hold hold)
 {
 	e->hold = hold;
 	c->count[hold]++;
 	c->bytes[hold] += buf_cost(e->content);
-	if (hold == CACHE_HOLD_KEPT)
-		list_add_last(&c->kept, &e->order);
-	else
-		(void)heap_set(&c->oldest[hold], &e->oldest, e->oldest.key);
+	list_add_after(place_of(c, e, hold), &e->alike);
 }
 
 static void leave_class(struct cache *c, struct cache_entry *e)
 {
 	c->count[e->hold]--;
 	c->bytes[e->hold] -= buf_cost(e->content);
-	if (e->hold == CACHE_HOLD_KEPT)
-		list_del(&e->order);
-	else
-		heap_remove(&c->oldest[e->hold], &e->oldest);
+	list_del(&e->alike);
+}
+
+/* The entry's content has not changed. */
+static void set_hold(struct cache *c, struct cache_entry *e, enum cache_hold hold)
+{
+	if (e->hold == hold)
+		return;
+	leave_class(c, e);
+	join_class(c, e, hold);
 }
 
 static void keep(struct cache *c, struct cache_entry *e, uint64_t now)
@@ -189,6 +202,11 @@ static void discard(struct cache *c, struct cache_entry *e, enum cache_end why, 
 		entry_free(c, e);
 }
 
+static struct cache_entry *oldest_of(const struct cache *c, enum cache_hold hold)
+{
+	return list_first_entry(&c->alike[hold], struct cache_entry, alike);
+}
+
 /* Kept contents, least recently used first, that were not used for `age`. */
 static size_t discard_kept(struct cache *c, uint64_t age, enum cache_end why, size_t max,
 			   uint64_t now)
@@ -196,7 +214,7 @@ static size_t discard_kept(struct cache *c, uint64_t age, enum cache_end why, si
 	size_t n = 0;
 
 	while (n < max) {
-		struct cache_entry *e = list_first_entry(&c->kept, struct cache_entry, order);
+		struct cache_entry *e = oldest_of(c, CACHE_HOLD_KEPT);
 
 		if (!e || now < usec_add(e->updated, age))
 			break;
@@ -231,17 +249,10 @@ static bool may_push_out(enum cache_hold hold, enum cache_hold other)
 /* The oldest entry that content with `hold` may push out, or NULL. */
 static struct cache_entry *oldest_for(const struct cache *c, enum cache_hold hold)
 {
-	struct cache_entry *oldest = NULL;
+	struct cache_entry *none = oldest_of(c, CACHE_HOLD_NONE);
+	struct cache_entry *raw = hold == CACHE_HOLD_RAW ? oldest_of(c, CACHE_HOLD_RAW) : NULL;
 
-	for (enum cache_hold other = 0; other < ARRAY_SIZE(c->oldest); other++) {
-		struct cache_entry *e =
-			heap_entry(heap_top(&c->oldest[other]), struct cache_entry, oldest);
-
-		if (e && may_push_out(hold, other) &&
-		    (!oldest || e->oldest.key < oldest->oldest.key))
-			oldest = e;
-	}
-	return oldest;
+	return !raw || (none && none->change < raw->change) ? none : raw;
 }
 
 /* Pushes out what is kept, and then the oldest entry that may go, until `slots` more entries and
@@ -259,7 +270,7 @@ static size_t push_out(struct cache *c, enum cache_hold hold, size_t slots, uint
 		if (!too_many && !too_large)
 			break;
 		if (!too_many)
-			e = list_first_entry(&c->kept, struct cache_entry, order);
+			e = oldest_of(c, CACHE_HOLD_KEPT);
 		if (!e)
 			e = oldest_for(c, hold);
 		if (!e)
@@ -347,18 +358,6 @@ static bool same_content(const struct cache_entry *e, const struct buf *content,
 	       content_equal(e->content, content);
 }
 
-/* Room in every heap for n entries, so that join_class() cannot fail. */
-static int reserve(struct cache *c, size_t n)
-{
-	for (size_t i = 0; i < ARRAY_SIZE(c->oldest); i++) {
-		int r = heap_reserve(&c->oldest[i], n);
-
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
 /* The entry holds this content now, and is the newest. */
 static void fill(struct cache *c, struct cache_entry *e, struct buf *content, uint64_t digest,
 		 uint64_t generation, enum cache_hold hold, uint64_t now)
@@ -372,7 +371,7 @@ static void fill(struct cache *c, struct cache_entry *e, struct buf *content, ui
 	e->digest = digest;
 	e->generation = generation;
 	e->updated = now;
-	e->oldest.key = ++c->changes;
+	e->change = ++c->changes;
 	list_add_last(&c->order, &e->order);
 	join_class(c, e, hold);
 }
@@ -385,7 +384,7 @@ static int replace(struct cache *c, struct cache_entry *own, struct buf *content
 	fixed_without(&f, hold, own);
 	if (!fits_beside(c, &f, true, buf_cost(content)))
 		return -ENOSPC;
-	/* Out of the classes and the order first, so that it is not pushed out itself. */
+	/* Out of its class and the order first, so that it is not pushed out itself. */
 	leave_class(c, own);
 	list_del(&own->order);
 	push_out(c, hold, 0, buf_cost(content), SIZE_MAX, now);
@@ -399,13 +398,9 @@ static int add(struct cache *c, struct vsr_vm_id id, struct cache_entry *kept, s
 {
 	struct fixed f = fixed_for(c, hold);
 	struct cache_entry *e = kept;
-	int r;
 
 	if (!fits_beside(c, &f, false, buf_cost(content)))
 		return -ENOSPC;
-	r = reserve(c, slots_used(c) + 1);
-	if (r < 0)
-		return r;
 	if (!kept) {
 		e = calloc(1, sizeof(*e));
 		if (!e)
@@ -437,8 +432,7 @@ int cache_insert(struct cache *c, struct vsr_vm_id id, struct buf *content, uint
 		return add(c, id, own, content, digest, generation, hold, now);
 	if (!same_content(own, content, digest))
 		return replace(c, own, content, digest, generation, hold, now);
-	leave_class(c, own);
-	join_class(c, own, hold);
+	set_hold(c, own, hold);
 	own->generation = generation;
 	return CACHE_SAME;
 }
@@ -507,8 +501,7 @@ int cache_set_hold(struct cache *c, struct vsr_vm_id id, uint64_t generation, en
 
 	if (!e || e->generation != generation)
 		return -ENOENT;
-	leave_class(c, e);
-	join_class(c, e, hold);
+	set_hold(c, e, hold);
 	return 0;
 }
 

@@ -2,7 +2,8 @@
 /*
  * The payload cache (SPEC section 4): the last content of each VM, bounded in slots, bytes and
  * age, and compressed when it stays. Pure: no I/O, and the clock is an argument (microseconds of CLOCK_BOOTTIME that never go
- * backwards). Every operation is O(1) or O(log n) plus the entries that it removes.
+ * backwards). Every operation costs the same whatever the number of entries, but for those that it
+ * removes, and for cache_set_hold() the newer ones that it passes.
  *
  * Entries are ordered by the last change of their content. Looking one up neither reorders nor
  * checks its age: an expired payload is still resent until a sweep or an insert removes it.
@@ -20,7 +21,6 @@
 #define VSR_CACHE_H
 
 #include "buf.h"
-#include "heap.h"
 #include "list.h"
 #include "match.h"
 #include "vmmap.h"
@@ -59,8 +59,8 @@ struct cache_limits {
 /* For reading; only the cache changes it. Valid until the next call that changes the cache. */
 struct cache_entry {
 	struct vmmap_node by_id; /* by_id.id: the VM */
-	struct list order;	 /* oldest to newest change of content; kept: to newest use */
-	struct heap_node oldest; /* among those with the same hold; key: sequence of changes */
+	struct list order;	 /* entries only: oldest to newest change of content */
+	struct list alike;	 /* with the same hold, oldest change first; kept: oldest use */
 	struct list loose;	 /* contents that may be packed, idle for longest first */
 
 	struct buf *content; /* packed, if buf_packed() says so */
@@ -68,7 +68,8 @@ struct cache_entry {
 	uint64_t digest;     /* of the content (SPEC section 5) */
 	uint64_t generation; /* that the content stands for */
 	enum cache_hold hold;
-	uint64_t updated;    /* last change of content; kept: last use */
+	uint64_t change;     /* number of that change among all */
+	uint64_t updated;    /* when it was; kept: last use */
 	uint64_t first_seen; /* first insert of this entry */
 	uint64_t idle_since; /* when this content came, or was used last, before it was packed */
 };

@@ -11,19 +11,26 @@
 
 #include "log.h"
 #include "privilege.h"
+#include "vm.h"
 
 /* A watched directory is also read again this often: a VM's directory may be made before the
  * directories in it, and an overflowing inotify queue tells nothing. */
 #define RESCAN_USEC (5 * USEC_PER_SEC)
 /* ... and this long after something moved there: one look for all that moves at once. */
 #define SETTLE_USEC (20 * USEC_PER_MSEC)
-#define SOCKETS_MAX 1024
+/* Of one look in a turn of the loop, a few milliseconds; the rest follows after REST_USEC. */
+#define LOOKS_PER_TURN 512 /* sockets that are looked at */
+#define ADDS_PER_TURN  64  /* and that are made */
+#define REST_USEC      (5 * USEC_PER_MSEC)
+#define SOCKETS_MAX    VM_TABLE_MAX
 
 struct hybrid_socket {
-	struct list list;
+	struct list list;	  /* in hybrid.singles, or watch.sockets */
+	struct vmmap_node by_cid; /* in watch.by_cid */
 	struct listener *listener;
 	struct hybrid_watch *watch; /* NULL: a single path */
 	int dir_fd;		    /* of the directory that it is in */
+	bool shares_dir_fd;	    /* it is the watch's */
 	char *name;		    /* in that directory */
 	char *vm_name;		    /* what carries the CID, in the watched directory */
 	uint32_t cid;
@@ -47,6 +54,10 @@ struct hybrid_watch {
 	char *rest; /* NULL: the component with the CID is the VMM's socket itself */
 	char *path; /* the pattern, for the log */
 	sd_event_source *inotify;
+	struct list sockets; /* those already looked at are moved to the end */
+	struct vmmap by_cid;
+	size_t looked_at; /* of them, in a look that goes on */
+	bool again;	  /* something moved since it began */
 	struct list failures;
 	bool full_told;
 };
@@ -59,7 +70,7 @@ struct hybrid {
 	bool rescan_soon;
 	uid_t service_uid; /* who makes sockets after the drop of privileges; (uid_t) -1: nobody */
 	gid_t gid;	   /* (gid_t) -1: as it comes */
-	struct list sockets, watches;
+	struct list singles, watches;
 	unsigned n_sockets;
 };
 
@@ -75,7 +86,8 @@ static struct hybrid_socket *socket_free(struct hybrid_socket *s)
 	if (s->name && s->ino && fstatat(s->dir_fd, s->name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
 	    st.st_dev == s->dev && st.st_ino == s->ino)
 		unlinkat(s->dir_fd, s->name, 0);
-	safe_close(s->dir_fd);
+	if (!s->shares_dir_fd)
+		safe_close(s->dir_fd);
 	free(s->name);
 	free(s->vm_name);
 	free(s);
@@ -163,7 +175,7 @@ static int bind_beneath(const struct hybrid *h, int dir_fd, const char *name, st
 	return 0;
 }
 
-/* Listens on uds_name + "_PORT" beneath dir_fd (taken over). */
+/* Listens on uds_name + "_PORT" beneath dir_fd, which is taken over unless it is the watch's. */
 static int socket_add(struct hybrid *h, struct hybrid_watch *watch, int dir_fd,
 		      const char *uds_name, const char *vm_name, uint32_t cid)
 {
@@ -174,10 +186,12 @@ static int socket_add(struct hybrid *h, struct hybrid_watch *watch, int dir_fd,
 
 	s = calloc(1, sizeof(*s));
 	if (!s) {
-		close(dir_fd);
+		if (!watch || dir_fd != watch->dir_fd)
+			close(dir_fd);
 		return -ENOMEM;
 	}
 	s->dir_fd = dir_fd;
+	s->shares_dir_fd = watch && dir_fd == watch->dir_fd;
 	s->watch = watch;
 	s->cid = cid;
 	s->vm_name = strdup(vm_name);
@@ -198,7 +212,9 @@ static int socket_add(struct hybrid *h, struct hybrid_watch *watch, int dir_fd,
 		return r;
 	}
 	log_info("listening on hybrid socket %s for VM %u:%u", s->name, h->settings->ns, cid);
-	list_add_last(&h->sockets, &s->list);
+	list_add_last(watch ? &watch->sockets : &h->singles, &s->list);
+	if (watch)
+		vmmap_add(&watch->by_cid, &s->by_cid, (struct vsr_vm_id){ .cid = cid });
 	h->n_sockets++;
 	TAKE_PTR(s);
 	return 0;
@@ -207,6 +223,8 @@ static int socket_add(struct hybrid *h, struct hybrid_watch *watch, int dir_fd,
 static void socket_remove(struct hybrid *h, struct hybrid_socket *s)
 {
 	list_del(&s->list);
+	if (s->watch)
+		vmmap_remove(&s->watch->by_cid, &s->by_cid);
 	h->n_sockets--;
 	socket_free(s);
 }
@@ -278,17 +296,6 @@ static int open_beneath(int dir_fd, const char *path, int *ret_fd, const char **
 	return 0;
 }
 
-static struct hybrid_socket *socket_find(struct hybrid_watch *w, const char *vm_name)
-{
-	list_for_each(n, &w->hybrid->sockets) {
-		struct hybrid_socket *s = list_entry(n, struct hybrid_socket, list);
-
-		if (s->watch == w && streq(s->vm_name, vm_name))
-			return s;
-	}
-	return NULL;
-}
-
 /* Says it once for each VM. */
 static void tell_failure(struct hybrid_watch *w, uint32_t cid, int error)
 {
@@ -326,32 +333,40 @@ static void forget_failures(struct hybrid_watch *w, bool all)
 	}
 }
 
-static void vm_appeared(struct hybrid_watch *w, const char *vm_name)
+/* Whether a socket was made. */
+static bool vm_appeared(struct hybrid_watch *w, const char *vm_name)
 {
 	_cleanup_free_ char *beneath = NULL;
 	const char *uds_name = NULL;
 	uint32_t cid;
 	int fd = -1, r;
 
-	if (!match_name(w, vm_name, &cid) || socket_find(w, vm_name))
-		return;
+	/* A CID has one name: it is canonical. */
+	if (!match_name(w, vm_name, &cid) ||
+	    vmmap_find(&w->by_cid, (struct vsr_vm_id){ .cid = cid }))
+		return false;
 	if (w->hybrid->n_sockets >= SOCKETS_MAX) {
 		if (!w->full_told)
 			log_error("more than %u hybrid sockets: VM %u in %s is not served",
 				  SOCKETS_MAX, cid, w->path);
 		w->full_told = true;
-		return;
+		return false;
 	}
-	if (asprintf(&beneath, "%s%s%s", vm_name, w->rest ? "/" : "", w->rest ? w->rest : "") < 0) {
-		beneath = NULL;
-		return;
+	if (!w->rest) {
+		r = socket_add(w->hybrid, w, w->dir_fd, vm_name, vm_name, cid);
+	} else {
+		if (asprintf(&beneath, "%s/%s", vm_name, w->rest) < 0) {
+			beneath = NULL;
+			return false;
+		}
+		r = open_beneath(w->dir_fd, beneath, &fd, &uds_name);
+		if (r == 0)
+			r = socket_add(w->hybrid, w, fd, uds_name, vm_name, cid);
 	}
-	r = open_beneath(w->dir_fd, beneath, &fd, &uds_name);
-	if (r == 0)
-		r = socket_add(w->hybrid, w, fd, uds_name, vm_name, cid);
 	/* What is not there yet is looked for again. */
 	if (r < 0 && r != -ENOENT && r != -ENOTDIR)
 		tell_failure(w, cid, r);
+	return r == 0;
 }
 
 /* Whether the directory that the socket is in is still the one that its name leads to: a VM's
@@ -384,7 +399,28 @@ static bool socket_current(const struct hybrid_watch *w, const struct hybrid_soc
 	       st.st_dev == s->dev;
 }
 
-static void watch_scan(struct hybrid_watch *w)
+/* Who went: up to `max` sockets that were not looked at yet. Returns whether all were. */
+static bool watch_look(struct hybrid_watch *w, size_t max)
+{
+	size_t n = MIN(max, w->by_cid.n - w->looked_at);
+
+	for (; n > 0; n--) {
+		struct hybrid_socket *s = list_first_entry(&w->sockets, struct hybrid_socket, list);
+
+		if (socket_current(w, s)) {
+			list_move_last(&w->sockets, &s->list);
+			w->looked_at++;
+			continue;
+		}
+		log_info("hybrid socket %s of VM %u:%u is gone", s->name, w->hybrid->settings->ns,
+			 s->cid);
+		socket_remove(w->hybrid, s);
+	}
+	return w->looked_at == w->by_cid.n;
+}
+
+/* Who came: up to `max` sockets are made. Returns whether there may be more. */
+static bool watch_add_new(struct hybrid_watch *w, size_t max)
 {
 	int fd = openat(w->dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
@@ -392,29 +428,34 @@ static void watch_scan(struct hybrid_watch *w)
 
 	if (!dir) {
 		safe_close(fd);
-		return;
+		return false;
 	}
-	/* Who went first: one that came back under the same name is new. */
-	list_for_each_safe(n, &w->hybrid->sockets) {
-		struct hybrid_socket *s = list_entry(n, struct hybrid_socket, list);
-
-		if (s->watch == w && !socket_current(w, s)) {
-			log_info("hybrid socket %s of VM %u:%u is gone", s->name,
-				 w->hybrid->settings->ns, s->cid);
-			socket_remove(w->hybrid, s);
-		}
-	}
-	while ((e = readdir(dir)))
-		vm_appeared(w, e->d_name);
+	while (max > 0 && (e = readdir(dir)))
+		max -= vm_appeared(w, e->d_name);
 	closedir(dir);
-	forget_failures(w, false);
+	if (max > 0)
+		forget_failures(w, false);
+	return max == 0;
+}
+
+/* Who went first: one that came back under the same name is new. Returns when to call it next. */
+static uint64_t watch_scan(struct hybrid_watch *w, size_t looks, size_t adds)
+{
+	if (w->looked_at == 0)
+		w->again = false;
+	if (!watch_look(w, looks) || watch_add_new(w, adds))
+		return REST_USEC;
+	w->looked_at = 0;
+	return w->again ? SETTLE_USEC : RESCAN_USEC;
 }
 
 static int on_inotify(sd_event_source *source _unused_, const struct inotify_event *event _unused_,
 		      void *userdata)
 {
-	struct hybrid *h = ((struct hybrid_watch *)userdata)->hybrid;
+	struct hybrid_watch *w = userdata;
+	struct hybrid *h = w->hybrid;
 
+	w->again = true;
 	if (!h->rescan_soon) {
 		sd_event_source_set_time_relative(h->rescan, SETTLE_USEC);
 		h->rescan_soon = true;
@@ -425,11 +466,13 @@ static int on_inotify(sd_event_source *source _unused_, const struct inotify_eve
 static int on_rescan(sd_event_source *source, uint64_t usec _unused_, void *userdata)
 {
 	struct hybrid *h = userdata;
+	uint64_t next = RESCAN_USEC;
 
 	h->rescan_soon = false;
 	list_for_each(n, &h->watches)
-		watch_scan(list_entry(n, struct hybrid_watch, list));
-	sd_event_source_set_time_relative(source, RESCAN_USEC);
+		next = MIN(next, watch_scan(list_entry(n, struct hybrid_watch, list),
+					    LOOKS_PER_TURN, ADDS_PER_TURN));
+	sd_event_source_set_time_relative(source, next);
 	sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 	return 0;
 }
@@ -439,6 +482,9 @@ static struct hybrid_watch *watch_free(struct hybrid_watch *w)
 	if (!w)
 		return NULL;
 	sd_event_source_disable_unref(w->inotify);
+	list_for_each_safe(n, &w->sockets)
+		socket_remove(w->hybrid, list_entry(n, struct hybrid_socket, list));
+	vmmap_done(&w->by_cid);
 	safe_close(w->dir_fd);
 	forget_failures(w, true);
 	free(w->prefix);
@@ -479,8 +525,11 @@ static int watch_add(struct hybrid *h, const struct settings_hybrid *config)
 		return log_error_errno(-ENOMEM, "hybrid sockets");
 	w->hybrid = h;
 	w->dir_fd = -1;
+	list_init(&w->sockets);
 	list_init(&w->failures);
-	r = watch_split(w, config->path, &dir);
+	r = vmmap_init(&w->by_cid);
+	if (r == 0)
+		r = watch_split(w, config->path, &dir);
 	if (r < 0)
 		return log_error_errno(r, "hybrid sockets");
 	w->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -493,7 +542,7 @@ static int watch_add(struct hybrid *h, const struct settings_hybrid *config)
 	if (r < 0)
 		return log_error_errno(r, "hybrid socket %s: cannot watch %s", config->path, dir);
 	list_add_last(&h->watches, &w->list);
-	watch_scan(w);
+	watch_scan(w, SIZE_MAX, SIZE_MAX);
 	TAKE_PTR(w);
 	return 0;
 }
@@ -570,7 +619,7 @@ int hybrid_new(sd_event *event, struct ingest *ingest, const struct settings *s,
 	h->event = event;
 	h->ingest = ingest;
 	h->settings = s;
-	list_init(&h->sockets);
+	list_init(&h->singles);
 	list_init(&h->watches);
 	r = sd_event_add_time_relative(event, &h->rescan, CLOCK_BOOTTIME, RESCAN_USEC,
 				       SETTLE_USEC / 2, on_rescan, h);
@@ -595,7 +644,7 @@ struct hybrid *hybrid_free(struct hybrid *h)
 	if (!h)
 		return NULL;
 	sd_event_source_disable_unref(h->rescan);
-	list_for_each_safe(n, &h->sockets)
+	list_for_each_safe(n, &h->singles)
 		socket_remove(h, list_entry(n, struct hybrid_socket, list));
 	list_for_each_safe(n, &h->watches) {
 		struct hybrid_watch *w = list_entry(n, struct hybrid_watch, list);
@@ -607,21 +656,30 @@ struct hybrid *hybrid_free(struct hybrid *h)
 	return NULL;
 }
 
-int hybrid_allow(const struct hybrid *h, struct sandbox *sandbox)
+static int allow_sockets(const struct list *sockets, struct sandbox *sandbox)
 {
 	int r = 0;
 
-	list_for_each(n, &h->sockets) {
+	list_for_each(n, sockets) {
 		const struct hybrid_socket *s = list_entry(n, struct hybrid_socket, list);
 
-		if (r == 0)
+		if (r == 0 && !s->shares_dir_fd)
 			r = sandbox_allow_fd(sandbox, s->dir_fd, SANDBOX_LISTEN);
 	}
+	return r;
+}
+
+int hybrid_allow(const struct hybrid *h, struct sandbox *sandbox)
+{
+	int r = allow_sockets(&h->singles, sandbox);
+
 	list_for_each(n, &h->watches) {
 		const struct hybrid_watch *w = list_entry(n, struct hybrid_watch, list);
 
 		if (r == 0)
 			r = sandbox_allow_fd(sandbox, w->dir_fd, SANDBOX_LISTEN);
+		if (r == 0)
+			r = allow_sockets(&w->sockets, sandbox);
 	}
 	return r;
 }

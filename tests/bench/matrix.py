@@ -10,6 +10,8 @@ are served, 4 at a time. The upstream is `file` on tmpfs, so that no disk is mea
   changed       the VM's last report, but for 8 bytes in its middle
   duplicate     the VM's last report, which is in custody (its file cannot be written)
   rest          100 of them, and then nothing: memory, and what compressing them makes others wait
+  many          distinct small reports of 100, 1000 and 10000 VMs in turns, and the daemon's CPU time for
+                one against that with 100 (10000 of 0.5 MB would take 4.5 GB twice)
 
 The floor: a program that receives through a window of 64 KiB and discards, and one that receives a
 report and sends it over TCP (floor.c), from the same senders. The figure to compare a duplicate
@@ -25,6 +27,7 @@ import argparse
 import json
 import resource
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -39,6 +42,10 @@ FIRST_CID = 10000
 THREADS = 4
 # Packages and repositories of a report: 20 KB, and 0.45, 2.5 and 15 MB.
 SIZES = {"small": (22, 12), "0.5MB": (524, 12), "2.5MB": (1100, 49), "15MB": (6600, 49)}
+
+PACKAGES_MAX = 220000  # of all VMs: 240 MB
+MANY = (100, 1000, 10000)
+MANY_REPEATS = 3
 
 
 class Loaded(Subject):
@@ -144,13 +151,13 @@ def lines(options):
     kinds = ("distinct", "changed", "duplicate")
     if options.full:
         return [(vms, size, kind, mode)
-                for size in SIZES for vms in (1, 10, 100, 1000) for kind in kinds
+                for size in SIZES for vms in (1, 10, 100, 1000, 10000) for kind in kinds
                 for mode in ("raw", "vsr1", "vsr2")
                 # What fits into memory twice, as files and in the cache.
-                if vms * SIZES[size][0] <= 110000]
+                if vms * SIZES[size][0] <= PACKAGES_MAX]
     return ([(10, size, kind, "raw") for size in ("0.5MB", "2.5MB", "15MB") for kind in kinds]
             + [(10, "2.5MB", kind, mode) for mode in ("vsr1", "vsr2") for kind in kinds]
-            + [(vms, "small", "distinct", "raw") for vms in (1, 10, 100, 1000)])
+            + [(vms, "small", "distinct", "raw") for vms in (1, 10, 100, 1000, 10000)])
 
 
 def measure_floors(options, table, sizes, result):
@@ -187,6 +194,32 @@ def measure_line(options, table, floors, line, bpf, result):
         result["errors"].append(f"{what} {line}: {e}")
     finally:
         subject.stop()
+
+
+def measure_many(options, result):
+    """What a report costs, and the start of the daemon takes, by number of VMs, in turns."""
+    cpu = {vms: [] for vms in MANY}
+    started = {vms: [] for vms in MANY}
+    try:
+        for _ in range(MANY_REPEATS):
+            for vms in MANY:
+                subject = Loaded(options, vms, "distinct")
+                try:
+                    before = time.monotonic()
+                    subject.start_under_load()
+                    started[vms].append(time.monotonic() - before)
+                    r = subject.load("small", "raw", options.seconds)
+                    cpu[vms].append(r["cpu_ms"])
+                finally:
+                    subject.stop()
+        few = statistics.median(cpu[MANY[0]])
+        result["many"] = {
+            vms: {"cpu_ms": statistics.median(cpu[vms]),
+                  "ratio": round(statistics.median(cpu[vms]) / few, 2),
+                  "start_s": round(statistics.median(started[vms]), 2)} for vms in MANY}
+        print(f"many: {result['many']}", file=sys.stderr)
+    except Exception as e:  # pylint: disable=broad-except
+        result["errors"].append(f"many: {e}")
 
 
 def poll(port, seconds, look):
@@ -250,6 +283,8 @@ def main():
     for bpf in ("required", "off") if options.vsock else ("off",):
         for line in todo:
             measure_line(options, table, floors, line, bpf, result)
+    if not options.vsock and "small" in options.sizes:
+        measure_many(options, result)
     if not options.vsock and "2.5MB" in options.sizes:
         measure_rest(options, result)
     for error in result["errors"]:

@@ -8,6 +8,7 @@ import grp
 import os
 import pwd
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -307,6 +308,43 @@ def pattern():
         assert os.listdir(os.path.join(vms, "1000", "root")) == []
 
 
+def many_vms():
+    """More VMs in one directory than one turn of the loop looks at: they come, go and come back."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    try:
+        with relay(start=False) as r:
+            vms = os.path.join(r.dir, "vms")
+            os.mkdir(vms)
+            r.give(vms)
+            r.config["hybrid"]["sockets"] = [{"pattern": os.path.join(vms, "vm-{cid}")}]
+            r.write_config()
+            names = [os.path.join(vms, f"vm-{cid}") for cid in range(1000, 2400)]
+            for path in names[:700]:
+                open(path, "w", encoding="ascii").close()
+            r.start()
+            assert r.metric("listeners", "hybrid") == 700
+            # More than one turn makes; and some that have a socket go meanwhile.
+            for path in names[700:]:
+                open(path, "w", encoding="ascii").close()
+            for path in names[:100]:
+                os.remove(path)
+            r.wait_metric("listeners", "hybrid", value=1300)
+            wait_for(lambda: not os.path.exists(names[0] + "_818"), 20, "a socket to go")
+            for path in names[:100]:
+                open(path, "w", encoding="ascii").close()
+            r.wait_metric("listeners", "hybrid", value=1400)
+            for cid in (1000, 1099, 1100, 2399):
+                payload = rp.report(cid, 3000)
+                assert rp.send_framed(f"{vms}/vm-{cid}_818", payload) == rp.ACCEPTED
+                r.wait_stored(cid, payload)
+            assert len(os.listdir(f"/proc/{r.process.pid}/fd")) < 1500  # one for each
+            assert r.stop() == 0
+            assert len(os.listdir(vms)) == 1400
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def group_of_later_vms():
     """Sockets of VMs that come after the drop of privileges are given to their group too."""
     as_root()
@@ -526,7 +564,7 @@ ALL = (
     help_and_version, check_config, flags_over_environment_over_file,
     second_instance, port_in_use, vsock_port_in_use, socket_in_use, missing_directories,
     killed_and_started_again, drops_privileges, sandbox_settings, needs_access, pattern,
-    group_of_later_vms,
+    many_vms, group_of_later_vms,
     stop_with_waiters, reload_is_whole, signals_in_a_row,
     disk_full, disk_read_only, read_only_at_start, disk_hung,
 )
