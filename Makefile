@@ -189,6 +189,13 @@ $(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(LIB)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
 
+# What programs are run with whose calls fail: no program of ours, and not checked for coverage.
+FAULTS := $(B)/tests/lib/faults.so
+$(FAULTS): tests/lib/faults.c
+	$(call msg,LINK,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) -D_GNU_SOURCE -std=gnu17 -g -O2 $(WARN) -fno-builtin -fPIC -shared $< -o $@
+
 $(MODEL): $(B)/obj/tests/model/explore.o $(B)/obj/tests/model/model.o $(LIB)
 	$(call msg,LINK,$@)
 	@mkdir -p $(@D)
@@ -217,7 +224,7 @@ $(B)/fuzz/%: $(B)/fuzz/obj/tests/fuzz/%.o $(FUZZ_LIB)
 	$(Q)$(CLANG) $(FUZZ_CFLAGS) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -o $@
 
 unit-bins: $(UNIT_BINS)
-tools: $(TOOL_BINS)
+tools: $(TOOL_BINS) $(FAULTS)
 fuzz-bins: $(FUZZ_BINS)
 
 # ---- what a developer calls --------------------------------------------------------------------

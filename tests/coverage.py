@@ -33,6 +33,7 @@ SUITES = {
     "spool": [PYTHON, "tests/host/spool.py"],
     "agent": [PYTHON, "tests/host/agent.py"],
     "upstream": [PYTHON, "tests/host/upstream.py"],
+    "faults": [PYTHON, "tests/host/faults.py"],
 }
 # In VMs: a script that boots one, the kernel, the rest as in tests/suites.conf.
 VMS = {

@@ -323,6 +323,46 @@ static void test_what_the_service_user_cannot_read_is_named(void **state)
 	in_child(read_as_nobody);
 }
 
+/* In a directory that is ours: who may not give it to root makes none. */
+static void give_to_root(const char *dir)
+{
+	int fd = -1;
+
+	if (geteuid() == 0)
+		become_nobody();
+	STEP(110, chdir(dir) == 0);
+	STEP(111, privilege_make_directory(AT_FDCWD, "new", 0700, 0, 0, &fd) == -EPERM && fd == -1);
+	STEP(112, access("new", F_OK) < 0 && errno == ENOENT);
+	/* Ours, and it stays so. */
+	STEP(113, privilege_make_directory(AT_FDCWD, "new", 0700, (uid_t)-1, (gid_t)-1, &fd) == 0);
+	STEP(114, privilege_make_directory(AT_FDCWD, "new", 0700, 0, 0, &fd) == 0);
+	STEP(115, symlink("new", "link") == 0);
+	STEP(116, privilege_make_directory(AT_FDCWD, "link", 0700, 0, 0, &fd) == 0);
+	STEP(117, privilege_make_directory(open(".", O_RDONLY), "link", 0700, 0, 0, &fd) == -ENOTDIR);
+	STEP(118, privilege_make_directory(AT_FDCWD, "no/new", 0700, 0, 0, &fd) == -ENOENT);
+	_exit(0);
+}
+
+static void test_a_directory_that_cannot_be_given_away_is_not_left_behind(void **state _unused_)
+{
+	char dir[] = "/tmp/vsr-privilege-XXXXXX";
+	int status, at;
+	pid_t child;
+
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(chmod(dir, 0777), 0);
+	child = fork();
+	if (child == 0)
+		give_to_root(dir);
+	assert_int_equal(waitpid(child, &status, 0), child);
+	at = open(dir, O_RDONLY | O_DIRECTORY);
+	unlinkat(at, "link", 0);
+	unlinkat(at, "new", AT_REMOVEDIR);
+	close(at);
+	assert_int_equal(rmdir(dir), 0);
+	assert_int_equal(status, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -338,6 +378,7 @@ int main(void)
 		cmocka_unit_test(test_users_and_groups_are_names_or_numbers),
 		cmocka_unit_test(test_supplementary_groups_are_bounded),
 		cmocka_unit_test(test_what_the_service_user_cannot_read_is_named),
+		cmocka_unit_test(test_a_directory_that_cannot_be_given_away_is_not_left_behind),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -486,6 +486,7 @@ static int on_terminate(sd_event_source *source _unused_, const struct signalfd_
 			void *userdata)
 {
 	struct daemon *d = userdata;
+	int r;
 
 	if (d->stop_at)
 		return 0;
@@ -496,7 +497,13 @@ static int on_terminate(sd_event_source *source _unused_, const struct signalfd_
 	d->hybrid = hybrid_free(d->hybrid);
 	d->vsock_retry = sd_event_source_disable_unref(d->vsock_retry);
 	ingest_stop(d->ingest);
-	return sd_event_add_time_relative(d->event, NULL, CLOCK_BOOTTIME, 0, 0, on_stop_look, d);
+	r = sd_event_add_time_relative(d->event, NULL, CLOCK_BOOTTIME, 0, 0, on_stop_look, d);
+	if (r < 0) {
+		/* Nobody would look again. */
+		log_error_errno(r, "reports in progress are not waited for");
+		return sd_event_exit(d->event, 0);
+	}
+	return 0;
 }
 
 static void log_refused(const char *key, bool needs_restart, const char *old_value,
@@ -554,6 +561,8 @@ static int reload(struct daemon *d)
 		r = settings_reload_diff(d->settings, s, log_refused, NULL);
 	if (r == 0)
 		r = apply(d, s);
+	if (r < 0 && r != -EINVAL)
+		log_error_errno(r, "reload");
 	if (r != 0) {
 		log_error("reload refused, the settings stay as they were");
 		return r < 0 ? r : -EINVAL;
@@ -884,7 +893,8 @@ static int start_spool(struct daemon *d)
 	if (!*dir)
 		return 0;
 	r = spool_open(dir, id, &limits, d->disk, &d->spool);
-	if (r == 0)
+	/* Made here it would be ours, and not the service user's. */
+	if (r == 0 && access(dir, F_OK) == 0)
 		r = take_lock(dir, &d->state_lock);
 	return r == -EROFS || r == -ENOSPC ? 0 : r;
 }
@@ -893,25 +903,21 @@ static int start_file(struct daemon *d)
 {
 	const char *dir = d->settings->upstream.file_directory;
 	_cleanup_close_ int fd = -1;
-	bool made;
 	int r;
 
-	made = mkdir(dir, 0750) == 0;
-	if (!made && errno == ENOENT) {
+	/* Who writes to it is the service user. */
+	r = privilege_make_directory(AT_FDCWD, dir, 0750,
+				     d->has_identity ? d->identity.uid : (uid_t)-1,
+				     d->has_identity ? d->identity.gid : (gid_t)-1, &fd);
+	if (r == -ENOENT) {
 		log_error(
 			"upstream.file.directory %s: only its last part is made at the start, and "
 			"what it should be in is not there: make that, or name another directory",
 			dir);
 		return -ENOENT;
 	}
-	if (!made && errno != EEXIST)
-		return log_error_errno(errno, "upstream.file.directory %s", dir);
-	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		return log_error_errno(errno, "upstream.file.directory %s", dir);
-	/* Who writes to it is the service user. */
-	if (made && d->has_identity && fchown(fd, d->identity.uid, d->identity.gid) < 0)
-		return log_error_errno(errno, "upstream.file.directory %s", dir);
+	if (r < 0)
+		return log_error_errno(r, "upstream.file.directory %s", dir);
 	r = upstream_file_new(d->disk, fd, &d->upstream);
 	if (r < 0)
 		return log_error_errno(r, "upstream");

@@ -7,6 +7,7 @@
 #include <sys/capability.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include "privilege.h"
 
@@ -361,6 +362,26 @@ int privilege_state(struct privilege_state *ret)
 	s.no_new_privs = no_new_privs;
 	s.seccomp = (int)seccomp;
 	*ret = s;
+	return 0;
+}
+
+int privilege_make_directory(int at, const char *name, mode_t mode, uid_t uid, gid_t gid, int *ret)
+{
+	bool made = mkdirat(at, name, mode) == 0;
+	_cleanup_close_ int fd = -1;
+	int r;
+
+	if (!made && errno != EEXIST)
+		return -errno;
+	fd = openat(at, name,
+		    O_RDONLY | O_DIRECTORY | O_CLOEXEC | (at == AT_FDCWD ? 0 : O_NOFOLLOW));
+	if (fd < 0 || (made && fchown(fd, uid, gid) < 0)) {
+		r = -errno;
+		if (made)
+			(void)unlinkat(at, name, AT_REMOVEDIR);
+		return r;
+	}
+	*ret = TAKE_FD(fd);
 	return 0;
 }
 

@@ -59,6 +59,15 @@ struct privilege_state {
 int privilege_state(struct privilege_state *ret);
 
 /*
+ * Makes a directory and gives it to uid and gid (-1: whom it would belong to anyway), or takes the
+ * one that is there as it is. Beneath another directory no link is followed; at a path (at is
+ * AT_FDCWD) the administrator may have made one. What cannot be given away is removed again: the
+ * next start would take it for somebody else's. Returns 0 with a descriptor of the caller's, or
+ * -errno of mkdir(), open(), fchown().
+ */
+int privilege_make_directory(int at, const char *name, mode_t mode, uid_t uid, gid_t gid, int *ret);
+
+/*
  * Opens every path of a NULL-terminated list for reading (a directory: for listing) and closes
  * it: what a reload will need must be readable now, right after the drop, and not fail in a
  * week. "" is skipped. Returns 0, or the -errno of open() with *ret_path set to the path.

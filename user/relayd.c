@@ -49,11 +49,15 @@ int main(int argc, char *argv[])
 	r = settings_load(argc, argv, environ, &settings, &errors);
 	settings_errors_log(&errors, "");
 	settings_errors_done(&errors);
-	if (r < 0)
-		return r == -EINVAL ? EX_CONFIG : EX_OSERR;
+	if (r == -EINVAL)
+		return EX_CONFIG;
+	if (r < 0) {
+		log_error_errno(r, "cannot read the settings");
+		return EX_OSERR;
+	}
 	status = do_action(settings);
 	if (status >= 0)
-		return status;
+		return fflush(stdout) == EOF ? EX_IOERR : status;
 
 	daemon_set_log(settings);
 	r = daemon_new(&args, TAKE_PTR(settings), &d);

@@ -253,18 +253,14 @@ static void recover(struct spool *s)
 static int open_dir(const struct spool *s, int at, const char *name, int *ret)
 {
 	_cleanup_close_ int fd = -1;
-	bool made = mkdirat(at, name, at == AT_FDCWD ? 0750 : 0700) == 0;
 	struct stat st;
+	int r;
 
-	if (!made && errno != EEXIST)
-		return -errno;
-	/* The state directory itself may be a link of the administrator's. */
-	fd = openat(at, name,
-		    O_RDONLY | O_DIRECTORY | O_CLOEXEC | (at == AT_FDCWD ? 0 : O_NOFOLLOW));
-	if (fd < 0)
-		return -errno;
-	if (made && s->give && fchown(fd, s->uid, s->gid) < 0)
-		return -errno;
+	r = privilege_make_directory(at, name, at == AT_FDCWD ? 0750 : 0700,
+				     s->give ? s->uid : (uid_t)-1, s->give ? s->gid : (gid_t)-1,
+				     &fd);
+	if (r < 0)
+		return r;
 	if (fstat(fd, &st) < 0)
 		return -errno;
 	if (st.st_uid != s->uid || (st.st_mode & 022))
@@ -1206,12 +1202,11 @@ uint64_t spool_seed(const struct spool *s)
 
 struct spool *spool_free(struct spool *s)
 {
-	struct vmmap_node *node;
-
 	/* A job that hangs in the worker was left behind with what it uses. */
 	if (!s || s->writes + s->reads + s->removal.under_way + s->probe.under_way > 0)
 		return NULL;
-	while ((node = vmmap_next(&s->vms, NULL))) {
+	while (s->vms.n > 0) {
+		struct vmmap_node *node = vmmap_next(&s->vms, NULL);
 		struct spool_vm *vm = container_of(node, struct spool_vm, node);
 		size_t n = 0;
 

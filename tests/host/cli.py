@@ -23,7 +23,7 @@ from tap import Skip, Tap
 
 BINARY = os.path.join(BUILD, "vsock-relayd")
 WRAP = os.environ.get("VSR_WRAP", "").split()
-EX_TEMPFAIL, EX_CONFIG = 75, 78
+EX_IOERR, EX_TEMPFAIL, EX_CONFIG = 74, 75, 78
 CID = 42
 
 
@@ -69,6 +69,8 @@ def help_and_version():
     # Also where the settings are no good.
     status, _ = run("--help", "--config", "/nonexistent")
     assert status == 0
+    with open("/dev/full", "w", encoding="ascii") as full:
+        assert subprocess.run([*WRAP, BINARY, "--help"], stdout=full, check=False).returncode == EX_IOERR
 
 
 def check_config():

@@ -128,21 +128,7 @@ def traffic(r):
     assert send(r, "b.sock") == rp.CID_MISMATCH
 
 
-def http(r, page, method="GET", port=None):
-    """Status and body, over TCP or the socket."""
-    if port:
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{page}", method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as e:
-            return e.code, e.read().decode()
-    with socket.socket(socket.AF_UNIX) as s:
-        s.connect(r.config["admin_socket"])
-        s.sendall(f"{method} {page} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
-        data = b"".join(iter(lambda: s.recv(65536), b"")).decode()
-    head, _, body = data.partition("\r\n\r\n")
-    return int(head.split()[1]), body
+http = Relay.page
 
 
 # ---- the command line ----
@@ -210,6 +196,15 @@ def usage_errors():
         with open(r.config_path, "w", encoding="utf-8") as f:
             f.write("nope: 1\n")
         assert f"{r.config_path}:1:1" in run("--config", r.config_path, "vm", status=USAGE).err
+
+
+def output_that_cannot_be_written():
+    """An answer that finds no room is an error, in text and in JSON."""
+    with Relay(hybrid=HYBRID, start=False) as r, open("/dev/full", "w", encoding="ascii") as full:
+        for args in (["version"], ["-j", "version"], ["help"], ["-j", "-p", "help"]):
+            done = subprocess.run([CTL, "-c", r.config_path, *args], stdout=full, stderr=subprocess.PIPE,
+                                  text=True, env=ENV, check=False)  # fmt: skip
+            assert done.returncode == FAILED and done.stderr.startswith("vsock-relayctl: "), done
 
 
 def trace_without_vsock():
@@ -1136,6 +1131,7 @@ def main():
         return
     tap = Tap(sys.argv[1] if len(sys.argv) > 1 else None)
     for test in (help_of_everything, version, words_may_be_shortened, usage_errors,
+                 output_that_cannot_be_written,
                  trace_without_vsock,
                  status_of_a_live_daemon, vms, contents_in_custody, reload_says_what_came_of_it,
                  reload_of_a_process, loglevel, top_without_a_terminal, top_on_a_terminal,

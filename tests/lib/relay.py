@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -265,6 +266,22 @@ class Relay:
 
     def path(self, name):
         return os.path.join(self.dir, name) + f"_{self.config['listen'].get('port', 818)}"
+
+    def page(self, page, method="GET", port=None):
+        """Status and body, over TCP or the admin socket."""
+        if port:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}{page}", method=method)
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as e:
+                return e.code, e.read().decode()
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(self.config["admin_socket"])
+            s.sendall(f"{method} {page} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+            data = b"".join(iter(lambda: s.recv(65536), b"")).decode()
+        head, _, body = data.partition("\r\n\r\n")
+        return int(head.split()[1]), body
 
     def metrics_text(self):
         return scrape_text(self.port)

@@ -17,8 +17,11 @@ void ctl_print_json(const struct ctl *ctl, json_t *value)
 	size_t flags = JSON_ENCODE_ANY | JSON_REAL_PRECISION(12) |
 		       (ctl->pretty ? JSON_INDENT(4) : JSON_COMPACT);
 
-	if (!value || json_dumpf(value, stdout, flags) < 0)
-		fputs("{\"error\":\"out of memory\"}", stdout);
+	if (!value || json_dumpf(value, stdout, flags) < 0) {
+		/* Half an answer is no answer. */
+		fputs("vsock-relayctl: the answer cannot be written as JSON\n", stderr);
+		exit(CTL_FAILED);
+	}
 	putchar('\n');
 	fflush(stdout);
 	json_decref(value);
@@ -169,6 +172,7 @@ static void say_bad_names(const struct ctl *ctl, int r, size_t line)
 
 static const struct names *vm_names(struct ctl *ctl)
 {
+	static const struct names none;
 	uint32_t ns = ctl->settings->ns;
 	size_t line = 0;
 	int r = 0;
@@ -176,8 +180,10 @@ static const struct names *vm_names(struct ctl *ctl)
 	if (ctl->vm_names)
 		return ctl->vm_names;
 	ctl->vm_names = calloc(1, sizeof(*ctl->vm_names));
-	if (!ctl->vm_names)
-		abort(); /* a few bytes */
+	if (!ctl->vm_names) {
+		fputs("vsock-relayctl: names of VMs: out of memory\n", stderr);
+		return &none;
+	}
 	if (*ctl->names)
 		r = names_read_file(ctl->vm_names, ctl->names, ns, &line);
 	if (r < 0 && !ctl->names_at)

@@ -304,12 +304,25 @@ static int find_daemon(struct ctl *ctl, struct settings_errors *errors)
 	return CTL_OK;
 }
 
+/* For jansson: an answer that lacks what there was no memory for would look like a whole one. */
+static void *allocate(size_t size)
+{
+	void *p = malloc(size);
+
+	if (!p) {
+		fputs("vsock-relayctl: out of memory\n", stderr);
+		exit(CTL_FAILED);
+	}
+	return p;
+}
+
 int main(int argc, char *argv[])
 {
 	struct settings_errors errors = { 0 };
 	struct ctl ctl = { 0 };
 	int status;
 
+	json_set_alloc_funcs(allocate, free);
 	argc = take_json(&ctl, argc, argv);
 	status = parse_options(&ctl, argc, argv);
 	if (status >= 0)
@@ -321,6 +334,10 @@ int main(int argc, char *argv[])
 	status = find_daemon(&ctl, &errors);
 	if (status == CTL_OK)
 		status = run(&ctl, argc - optind, argv + optind);
+	if (fflush(stdout) == EOF || ferror(stdout)) {
+		fprintf(stderr, "vsock-relayctl: standard output: %s\n", strerror(errno));
+		status = CTL_FAILED;
+	}
 	settings_errors_done(&errors);
 	names_free(ctl.vm_names);
 	settings_free(ctl.settings);

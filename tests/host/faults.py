@@ -1,0 +1,290 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""The programs while each of their calls of the system, the allocator and libraries fails once
+(tests/lib/faults.c): nothing dies or hangs, what cannot go on says why, and what goes on loses no
+report. Arguments: part of a test's name."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import urllib.request
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import agent as an_agent
+import ctl as a_ctl
+import grpc_server as gs
+import report as rp
+from faults import Faults
+from relay import BUILD, Relay, merge, wait_for
+from tap import Tap
+
+DAEMON, CTL, AGENT = (os.path.join(BUILD, f"vsock-{name}") for name in ("relayd", "relayctl", "agent"))
+CIDS = {"a.sock": 42, "b.sock": 43}
+COMER = 1000  # of a pattern
+LIVES = 600
+# What a daemon ends with that cannot start.
+STATUSES = (1, 71, 75, 78)
+VERBOSE = "VSR_VERBOSE" in os.environ
+
+
+def storm(faults, live):
+    """Runs live(environment, number) until one of the lives meets no new failure. It returns whether
+    the program did what it is there for."""
+    places = 0
+    for n in range(LIVES):
+        try:
+            done = live(faults.env, n)
+        except Exception as e:
+            e.detail = "\n".join([f"in life {n} failed:", faults.where(faults.new()),
+                                  getattr(e, "detail", "")])  # fmt: skip
+            raise
+        new = faults.new()
+        places += len(new)
+        if VERBOSE:
+            print(f"# life {n}, {done}: {faults.where(new)}", flush=True)
+        if not new:
+            assert done, "nothing fails, and it cannot go on"
+            break
+    else:
+        raise AssertionError(f"{LIVES} lives are not enough")
+    print(f"# {places} failures, {n + 1} lives", flush=True)
+
+
+# ---- the daemon ----
+
+
+class Daemon(Relay):
+    """Reports go through sockets of its own and through one of a pattern; metrics come over the admin
+    socket, as those over TCP are a test's own business."""
+
+    def __init__(self, code=errno.EIO, **more):
+        settings = {
+            "rate": {"reports_per_minute": 0},
+            "retry": {"base": "200ms"},
+            "admission": {"grant_rate": 0},
+            "shutdown_grace": "3s",
+        }
+        merge(settings, more)
+        super().__init__(settings, hybrid=CIDS, start=False)
+        self.code = code
+        self.config["state_directory"] = os.path.join(self.dir, "state")
+        self.vms = os.path.join(self.dir, "vms")
+        os.mkdir(self.vms)
+        self.give(self.vms)
+        self.config["hybrid"]["sockets"].append({"pattern": f"{self.vms}/{{cid}}/v.sock"})
+        self.write_config()
+
+    def metrics_text(self):
+        status, text = self.page("/metrics")
+        if status != 200:
+            raise OSError(f"/metrics: {status}")
+        return text
+
+    def delivered(self, cid, payload):
+        return self.stored(cid) == payload
+
+    def started(self):
+        """Whether it serves. If not, it says why, with a status that says what kind of thing it is."""
+
+        def known():
+            if self.process.poll() is not None:
+                return True
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                return self.metrics()
+
+        wait_for(known, 30, "start or end")
+        status = self.process.poll()
+        if status is None:
+            return True
+        assert status in STATUSES, f"status {status}"
+        assert self.log().strip(), "it says nothing"
+        return False
+
+    def insist(self, address, cid, payload):
+        """What an agent does: until it hears that the relay has it."""
+
+        def taken():
+            with contextlib.suppress(OSError):
+                return rp.send_framed(address, payload) in (rp.ACCEPTED, rp.NOTHING_TO_DO)
+
+        wait_for(taken, 20, f"VM {cid} is heard")
+        wait_for(lambda: self.delivered(cid, payload), 40, f"the report of VM {cid} upstream")
+
+    def comer(self, n):
+        """A VM whose directory is new. What could not be watched is there after a restart."""
+        directory = os.path.join(self.vms, str(COMER + n))
+        os.mkdir(directory)
+        self.give(directory)
+        address = os.path.join(directory, f"v.sock_{self.config['listen'].get('port', 818)}")
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: os.path.exists(address), 1)
+            self.insist(address, COMER + n, rp.report(COMER + n, 3000, seed=n))
+        shutil.rmtree(directory)
+
+    def odd(self, n):
+        """What is no good report, or none at all: whatever fails besides, it is not taken for one."""
+        with contextlib.suppress(OSError):
+            rp.send_raw(self.path("b.sock"), rp.report(7, 3000, seed=n))
+        with contextlib.suppress(OSError):
+            rp.send_offer(self.path("b.sock"), rp.report(43, 9000, seed=n), digest=1)
+        with contextlib.suppress(OSError), rp.connect(self.path("b.sock")) as s:
+            s.sendall(rp.header(bytes(5000))[:9])
+
+    def ask(self, *pages):
+        """Answers may fail, and the daemon may not."""
+        for page, method in pages:
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                self.page(page, method)
+
+    def live(self, env, n):
+        """Starts, serves, ends. Nothing that was accepted is lost."""
+        # What a start that fails has made and cannot remove either, the administrator removes.
+        shutil.rmtree(self.config["state_directory"], ignore_errors=True)
+        open(self.log_path, "w", encoding="ascii").close()
+        self.env.update(env)
+        try:
+            self.start(wait=False)
+            return self.started() and self.serve(n)
+        finally:
+            self.kill()
+
+    def serve(self, n):
+        for name, cid in CIDS.items():
+            self.insist(self.path(name), cid, rp.report(cid, 70000, seed=n))
+        self.insist(self.path("a.sock"), 42, rp.report(42, 3_000_000, seed=n))
+        self.comer(n)
+        self.odd(n)
+        self.ask(("/status.json", "GET"), ("/vms.json", "GET"), ("/cache.json", "GET"),
+                 ("/readyz", "GET"), ("/loglevel?level=debug", "POST"), ("/retry?cid=42", "POST"),
+                 ("/flush", "POST"), ("/no-such-page", "GET"))  # fmt: skip
+        self.reload()
+        wait_for(self.drained, 40, "all is delivered")
+        self.check()
+        assert self.stop() == 0
+        return True
+
+    def drained(self):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return self.metric("contents_held") == 0
+
+
+class DaemonWithSensor(Daemon):
+    """Upstream grpc: TLS with certificates on both sides, a name that is looked up, ACKs on a stream.
+    Scrapers use HTTPS."""
+
+    def __init__(self, server, ca, **more):
+        self.server, self.ca = server, ca
+        own = ca.issue("relay", "DNS:relay,IP:127.0.0.1")
+        grpc = {"address": f"localhost:{server.port}", "plaintext": False, "ca": ca.cert,
+                "certificate": own[0], "key": own[1], "acks": "communicate"}  # fmt: skip
+        super().__init__(upstream={"kind": "grpc", "grpc": grpc}, node_name="node-1",
+                         metrics={"certificate": own[0], "key": own[1]}, **more)  # fmt: skip
+
+    def delivered(self, cid, payload):
+        return payload in self.server.payloads(cid)
+
+    def serve(self, n):
+        context = ssl.create_default_context(cafile=self.ca.cert)
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"https://127.0.0.1:{self.port}/metrics", timeout=30,
+                                   context=context).close()  # fmt: skip
+        return super().serve(n)
+
+
+def daemon_and_files():
+    """The daemon with upstream file."""
+    with Daemon() as r, Faults(DAEMON) as faults:
+        storm(faults, r.live)
+
+
+def daemon_and_sensor():
+    """The daemon with upstream grpc."""
+    directory = a_ctl.tempfile.mkdtemp(prefix="vsr-ca-")
+    os.chmod(directory, 0o755)
+    ca = gs.Authority(directory)
+    credentials = gs.server_credentials(ca.issue("sensor", "DNS:localhost"), ca.cert)
+    try:
+        # Each failure of a connection makes the daemon wait longer before the next one.
+        with gs.Server(credentials=credentials) as server, DaemonWithSensor(server, ca) as r, \
+                Faults(DAEMON, limit=4) as faults:  # fmt: skip
+            storm(faults, r.live)
+    finally:
+        shutil.rmtree(directory)
+
+
+# ---- the programs that end by themselves ----
+
+
+def run(*args, env):
+    """Exit status, standard output and standard error of one that ended by itself."""
+    done = subprocess.run(args, env=dict(a_ctl.ENV, **env), capture_output=True, text=True, timeout=60,
+                          stdin=subprocess.DEVNULL, check=False)  # fmt: skip
+    assert done.returncode >= 0, f"signal {-done.returncode}"
+    return done.returncode, done.stdout, done.stderr
+
+
+def ctl_commands():
+    """vsock-relayctl: each command either answers in full or says why not."""
+    # What jansson cannot allocate ends the program by itself.
+    with a_ctl.relay(a_ctl.away()) as r, Faults(CTL, spare="json_") as faults:
+        a_ctl.send(r)
+        bundle = os.path.join(r.dir, "bundle.tar")
+        for words, (_, keys, *_) in a_ctl.EVERYTHING.items():
+            args = [*words, bundle] if words == ("bundle",) else words
+
+            def live(env, n, args=args, keys=keys, how=()):
+                status, out, err = run(CTL, *how, "-c", r.config_path, *args, env=env)
+                assert status in range(5), (args, status)
+                if status not in (a_ctl.OK, a_ctl.FAILED) or not out:
+                    assert out + err or args[0] in ("retry", "bundle"), (args, status)
+                elif how and status == a_ctl.OK:
+                    value = json.loads(out)
+                    some = value[0] if isinstance(value, list) and value else value
+                    assert not some or set(some) == keys, (args, some)
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(bundle)
+                return True
+
+            storm(faults, live)
+            storm(faults, lambda env, n, live=live: live(env, n, how=("-j",)))
+        r.check()
+
+
+def agent_sends():
+    """vsock-agent: it collects what can be read, and the relay has the report or it says why not."""
+    with an_agent.relay() as r, a_ctl.tempfile.TemporaryDirectory() as root, \
+            Faults(AGENT) as faults:  # fmt: skip
+        an_agent.machine(root)
+
+        def live(env, n):
+            before = r.metric("index_reports_received_total")
+            status, _, err = run(AGENT, "--once", "--start-within", "0", "--cid", "42", "--retries",
+                                 "0", "--root", root, "--unix", r.path("vm.sock"), env=env)  # fmt: skip
+            if status == 0:
+                assert r.metric("index_reports_received_total") == before + 1
+            else:
+                assert err.strip(), f"status {status}, and it says nothing"
+            return status == 0
+
+        storm(faults, live)
+        r.check()
+
+
+def main():
+    os.umask(0)
+    tap = Tap(sys.argv[1] if len(sys.argv) > 1 else None)
+    for test in (daemon_and_files, daemon_and_sensor, ctl_commands, agent_sends):
+        tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)
+    tap.end()
+
+
+if __name__ == "__main__":
+    main()
