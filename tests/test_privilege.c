@@ -338,7 +338,8 @@ static void give_to_root(const char *dir)
 	STEP(114, privilege_make_directory(AT_FDCWD, "new", 0700, 0, 0, &fd) == 0);
 	STEP(115, symlink("new", "link") == 0);
 	STEP(116, privilege_make_directory(AT_FDCWD, "link", 0700, 0, 0, &fd) == 0);
-	STEP(117, privilege_make_directory(open(".", O_RDONLY), "link", 0700, 0, 0, &fd) == -ENOTDIR);
+	STEP(117,
+	     privilege_make_directory(open(".", O_RDONLY), "link", 0700, 0, 0, &fd) == -ENOTDIR);
 	STEP(118, privilege_make_directory(AT_FDCWD, "no/new", 0700, 0, 0, &fd) == -ENOENT);
 	_exit(0);
 }
