@@ -191,7 +191,7 @@ $(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(LIB)
 
 # What programs are run with whose calls fail: no program of ours, and not checked for coverage.
 FAULTS := $(B)/tests/lib/faults.so
-$(FAULTS): tests/lib/faults.c
+$(FAULTS): tests/lib/faults.c tests/lib/faults.list
 	$(call msg,LINK,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) -D_GNU_SOURCE -std=gnu17 -g -O2 $(WARN) -fno-builtin -fPIC -shared $< -o $@

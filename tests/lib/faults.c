@@ -7,7 +7,7 @@
  *
  *   VSR_FAULTS_PROGRAM  what to run so; its children are other programs, and spared
  *   VSR_FAULTS_MARKS    the file, one byte for each byte of the program's code: 0, or 1 + the
- *                       function's place in the list below
+ *                       function's place in BY_HAND and faults.list
  *   VSR_FAULTS_ERRNO    what system calls say, EIO
  *   VSR_FAULTS_LIMIT    at most so many failures in a run
  *   VSR_FAULTS_SPARE    functions whose names begin so never fail
@@ -41,127 +41,22 @@
 #define NEGATIVE (-(long)ENOMEM)
 #define POSITIVE ((long)EAGAIN)
 
-#define FUNCTIONS(X)                                                                                                                                                                                                        \
-	X(malloc, MEMORY)                                                                                                                                                                                                   \
-	X(calloc, MEMORY) X(realloc, MEMORY) X(open, SYSTEM) X(openat, SYSTEM) X(read, SYSTEM) X(                                                                                                                           \
-		pread,                                                                                                                                                                                                      \
-		SYSTEM) X(write,                                                                                                                                                                                            \
-			  SYSTEM) X(pwrite,                                                                                                                                                                                 \
-				    SYSTEM) X(writev,                                                                                                                                                                       \
-					      SYSTEM) X(send,                                                                                                                                                               \
-							SYSTEM) X(sendto,                                                                                                                                                   \
-								  SYSTEM) X(sendmsg,                                                                                                                                        \
-									    SYSTEM) X(recv,                                                                                                                                 \
-										      SYSTEM)                                                                                                                               \
-		X(recvmsg, SYSTEM) X(socket, SYSTEM) X(bind, SYSTEM) X(listen, SYSTEM) X(connect, SYSTEM) X(accept4, SYSTEM) X(poll, SYSTEM) X(ioctl, SYSTEM) X(getsockopt, SYSTEM) X(                                      \
-			setsockopt,                                                                                                                                                                                         \
-			SYSTEM) X(getsockname, SYSTEM) X(getpeername, SYSTEM)                                                                                                                                               \
-			X(fstat, SYSTEM) X(stat, SYSTEM) X(lstat, SYSTEM) X(fstatat, SYSTEM) X(mkdir, SYSTEM) X(mkdirat, SYSTEM) X(unlink, SYSTEM) X(unlinkat, SYSTEM) X(renameat, SYSTEM) X(                               \
-				fsync, SYSTEM) X(fchown,                                                                                                                                                                    \
-						 SYSTEM) X(fchownat,                                                                                                                                                        \
-							   SYSTEM) X(lchown,                                                                                                                                                \
-								     SYSTEM) X(fchmod,                                                                                                                                      \
-									       SYSTEM) X(chmod,                                                                                                                             \
-											 SYSTEM)                                                                                                                            \
-				X(flock, SYSTEM) X(fcntl, SYSTEM) X(access, SYSTEM) X(statfs, SYSTEM) X(fstatfs, SYSTEM) X(fstatvfs, SYSTEM) X(ftruncate, SYSTEM) X(dup2, SYSTEM) X(dup3, SYSTEM) X(pipe2, SYSTEM) X(       \
-					eventfd, SYSTEM) X(signalfd,                                                                                                                                                        \
-							   SYSTEM) X(mmap,                                                                                                                                                  \
-								     SYSTEM) X(mremap,                                                                                                                                      \
-									       SYSTEM) X(prctl,                                                                                                                             \
-											 SYSTEM)                                                                                                                            \
-					X(setresuid, SYSTEM) X(setresgid, SYSTEM) X(setgroups, SYSTEM) X(getresuid, SYSTEM) X(getresgid, SYSTEM) X(getgroups, SYSTEM) X(                                                    \
-						setns, SYSTEM) X(sigaction,                                                                                                                                                 \
-								 SYSTEM) X(sigprocmask,                                                                                                                                     \
-									   SYSTEM) X(uname,                                                                                                                                 \
-										     SYSTEM)                                                                                                                                \
-						X(getrlimit, SYSTEM) X(setrlimit, SYSTEM) X(getrusage, SYSTEM) X(syscall, SYSTEM) X(gethostname, SYSTEM) X(                                                                 \
-							getrandom, SYSTEM) X(tcgetattr,                                                                                                                                     \
-									     SYSTEM) X(tcsetattr, SYSTEM)                                                                                                                   \
-							X(fflush, SYSTEM) X(waitpid, SYSTEM) X(fopen, NOTHING) X(fdopen, NOTHING) X(opendir, NOTHING) X(fdopendir, NOTHING) X(                                              \
-								readdir,                                                                                                                                                    \
-								NOTHING) X(open_memstream,                                                                                                                                  \
-									   MEMORY) X(fmemopen,                                                                                                                              \
-										     MEMORY) X(realpath,                                                                                                                    \
-											       NOTHING) X(reallocarray, MEMORY)                                                                                             \
-								X(strdup, MEMORY) X(strndup, MEMORY) X(pthread_create, POSITIVE) X(pthread_mutex_init, POSITIVE) X(                                                         \
-									pthread_cond_init,                                                                                                                                  \
-									POSITIVE) X(pthread_condattr_init, POSITIVE) X(posix_spawnp,                                                                                        \
-														       POSITIVE) X(getpwnam_r,                                                                              \
-																   POSITIVE) X(getpwuid_r,                                                                  \
-																	       POSITIVE) X(getgrnam_r,                                                      \
-																			   POSITIVE) X(getgrouplist,                                        \
-																				       SYSTEM) X(posix_spawnattr_init,                      \
-																						 POSITIVE) X(posix_spawn_file_actions_init, \
-																							     POSITIVE)                      \
-									X(sd_event_default, NEGATIVE) X(sd_event_add_io, NEGATIVE) X(sd_event_add_time, NEGATIVE) X(                                                        \
-										sd_event_add_time_relative,                                                                                                                 \
-										NEGATIVE) X(sd_event_add_signal, NEGATIVE) X(sd_event_add_defer,                                                                            \
-															     NEGATIVE) X(sd_event_add_post,                                                                 \
-																	 NEGATIVE)                                                                          \
-										X(sd_event_add_inotify, NEGATIVE) X(sd_event_set_watchdog, NEGATIVE) X(sd_event_source_set_priority, NEGATIVE) X(                           \
-											sd_journal_sendv,                                                                                                                   \
-											NEGATIVE) X(MHD_create_response_from_buffer,                                                                                        \
-												    MEMORY) X(MHD_add_response_header,                                                                                      \
-													      MEMORY) X(MHD_queue_response, MEMORY)                                                                         \
-											X(MHD_get_daemon_info,                                                                                                              \
-											  MEMORY) X(MHD_add_connection,                                                                                                     \
-												    MEMORY) X(MHD_get_connection_info,                                                                                      \
-													      MEMORY) X(SSL_CTX_new, MEMORY)                                                                                \
-												X(SSL_new, MEMORY) X(SSL_set_fd, MEMORY) X(SSL_set1_host, MEMORY) X(                                                        \
-													SSL_set_alpn_protos,                                                                                                \
-													POSITIVE) X(SSL_CTX_use_certificate,                                                                                \
-														    MEMORY) X(SSL_CTX_use_PrivateKey,                                                                       \
-															      MEMORY) X(SSL_CTX_set_alpn_protos, POSITIVE)                                                  \
-													X(BIO_new_mem_buf, MEMORY) X(cap_get_proc, MEMORY) X(cap_init, MEMORY) X(                                           \
-														cap_set_proc,                                                                                               \
-														SYSTEM) X(cap_get_bound, SYSTEM) X(cap_drop_bound, SYSTEM)                                                  \
-														X(cap_get_flag,                                                                                             \
-														  SYSTEM) X(cap_reset_ambient,                                                                              \
-															    SYSTEM) X(cap_get_ambient,                                                                      \
-																      SYSTEM) X(cap_compare, SYSTEM)                                                        \
-															X(json_object, MEMORY) X(json_array, MEMORY) X(                                                     \
-																json_string, MEMORY) X(json_integer,                                                        \
-																		       MEMORY) X(json_dumps,                                                \
-																				 MEMORY) X(json_loads,                                      \
-																					   MEMORY)                                          \
-																X(json_array_append_new,                                                                    \
-																  SYSTEM) X(json_object_set_new,                                                            \
-																	    SYSTEM) X(yaml_parser_initialize,                                               \
-																		      MEMORY) X(XXH64_createState, MEMORY)                                  \
-																	X(ZSTD_createCCtx,                                                                  \
-																	  MEMORY) X(ZSTD_createDCtx,                                                        \
-																		    MEMORY) X(ares_init_options,                                            \
-																			      ARES_ENOMEM) X(nghttp2_session_callbacks_new,                 \
-																					     NGHTTP2_ERR_NOMEM)                             \
-																		X(nghttp2_session_client_new,                                               \
-																		  NGHTTP2_ERR_NOMEM) X(nghttp2_submit_settings,                             \
-																				       NGHTTP2_ERR_NOMEM)                                   \
-																			X(nghttp2_submit_ping,                                              \
-																			  NGHTTP2_ERR_NOMEM) X(nghttp2_submit_request,                      \
-																					       NGHTTP2_ERR_NOMEM)                           \
-																				X(nghttp2_submit_rst_stream,                                \
-																				  NGHTTP2_ERR_NOMEM)                                        \
-																					X(nghttp2_session_mem_recv,                         \
-																					  NGHTTP2_ERR_NOMEM)                                \
-																						X(nghttp2_session_send,                     \
-																						  NGHTTP2_ERR_NOMEM)
+/* Those that take a format, or a list that ends somewhere: written out below. */
+#define BY_HAND(X) X(asprintf) X(vasprintf) X(json_pack) X(MHD_start_daemon)
 
-/* Those that are written out below. */
-#define BY_HAND(X) X(asprintf, ) X(vasprintf, ) X(json_pack, ) X(MHD_start_daemon, )
-
+#define X(name, ...) F_##name,
 enum function {
-#define X(name, failure) F_##name,
-	FUNCTIONS(X) BY_HAND(X)
-#undef X
+	BY_HAND(X)
+#include "faults.list"
 		F_MAX
 };
-
-const char *const vsr_fault_names[] = {
-#define X(name, failure) #name,
-	FUNCTIONS(X) BY_HAND(X)
 #undef X
-		NULL
+
+#define X(name, ...) #name,
+static const char *const names[] = { BY_HAND(X)
+#include "faults.list"
 };
+#undef X
 
 typedef long (*any_function)(long, long, long, long, long, long, long, long);
 
@@ -184,7 +79,7 @@ static bool fails(const char *caller, enum function f)
 
 	if (!marks || over || caller < code || caller >= code_end)
 		return false;
-	if (spare && strncmp(vsr_fault_names[f], spare, strlen(spare)) == 0)
+	if (spare && strncmp(names[f], spare, strlen(spare)) == 0)
 		return false;
 	if (!__atomic_exchange_n(&registered, true, __ATOMIC_RELAXED))
 		atexit(on_exit_begin);
@@ -198,7 +93,7 @@ static bool fails(const char *caller, enum function f)
 static any_function find(enum function f)
 {
 	if (!real[f])
-		real[f] = (any_function)dlsym(RTLD_NEXT, vsr_fault_names[f]);
+		real[f] = (any_function)dlsym(RTLD_NEXT, names[f]);
 	return real[f];
 }
 
@@ -212,7 +107,7 @@ static any_function find(enum function f)
 			return failure;                                                  \
 		return find(F_##name)(a, b, c, d, e, f, g, h);                           \
 	}
-FUNCTIONS(X)
+#include "faults.list"
 #undef X
 
 int asprintf(char **ret, const char *format, ...)
