@@ -52,6 +52,17 @@ def machine(root, status=STATUS):
     write(f"{root}/etc/apt/sources.list", "deb http://deb.example/debian bookworm main\n")
 
 
+def machine_with_rpm(root):
+    """The files of a Red Hat machine; what says its packages, in the place of rpm."""
+    write(f"{root}/etc/os-release", "ID=rhel\nVERSION_ID=9.4\n")
+    write(f"{root}/var/lib/rpm/rpmdb.sqlite", "")
+    write(f"{root}/usr/bin/rpm", "")
+    program = f"{root}/good"
+    write(program, '#!/bin/sh\nprintf "kernel\\t0\\t5.14\\t1.el9\\tx86_64\\tk.src.rpm\\n"\n')
+    os.chmod(program, 0o755)
+    return program
+
+
 def relay(**settings):
     return Relay({"admission": {"grant_rate": 0}, **settings}, hybrid={"vm.sock": CID})
 
@@ -97,15 +108,10 @@ def reports_in_each_mode(scratch):
 
 def inventories_from_rpm(scratch):
     """rpm's lines are taken from the program that is named; one that fails is no inventory."""
-    write(f"{scratch}/etc/os-release", "ID=rhel\nVERSION_ID=9.4\n")
-    write(f"{scratch}/var/lib/rpm/rpmdb.sqlite", "")
-    write(f"{scratch}/usr/bin/rpm", "")
-    good = f"{scratch}/good"
-    write(good, '#!/bin/sh\nprintf "kernel\\t0\\t5.14\\t1.el9\\tx86_64\\tk.src.rpm\\n"\n')
+    good = machine_with_rpm(scratch)
     bad = f"{scratch}/bad"
     write(bad, "#!/bin/sh\necho no database >&2\nexit 1\n")
-    for path in (good, bad):
-        os.chmod(path, 0o755)
+    os.chmod(bad, 0o755)
     for program in (good, bad, f"{scratch}/none"):
         status, out, err = agent("--print", "--cid", "3", "--root", scratch, "--verbose",
                                  "--rpm-command", program)  # fmt: skip

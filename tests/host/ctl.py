@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -734,6 +735,137 @@ def no_daemon():
             os.waitpid(child, 0)
 
 
+class Sayer:
+    """A socket that gives prepared answers: {page without its query: JSON, or the bytes as they are}."""
+
+    def __init__(self, directory, pages):
+        self.path, self.pages = os.path.join(directory, "sayer"), pages
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind(self.path)
+        self.socket.listen(16)
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.thread.join(30)
+        self.socket.close()
+
+    def serve(self):
+        while True:
+            try:
+                peer, _ = self.socket.accept()
+            except OSError:
+                return
+            with peer, contextlib.suppress(OSError):
+                page = peer.recv(4096).decode().split()[1].partition("?")[0]
+                answer = self.pages.get(page, b"HTTP/1.0 404 Not Found\r\n\r\nno such page\n")
+                if not isinstance(answer, bytes):
+                    answer = b"HTTP/1.0 200 OK\r\n\r\n" + json.dumps(answer).encode()
+                peer.sendall(answer)
+
+    def run(self, *args, status=OK):
+        return run("-s", self.path, *args, status=status)
+
+
+# In the order of `vm list`: what a daemon says of a VM, and what is shown of it. The later ones would be
+# the earlier state, if that were not told apart first.
+VMS_SAID = [
+    ("seen", {}, {"bytes": 999}, {}, ["0:1", "-", "seen"]),
+    ("refused", {"refused": 3}, {"bytes": 1024 * 999}, {}, ["999K"]),
+    ("ended", {"accepted": 1, "refused": 3, "record_length": 0}, {"bytes": 1024 * 1024}, {}, ["1.0M"]),
+    ("acked", {"accepted": 1, "last_ack_age": 119.0, "record_length": 9, "record_digest": "0a"},
+     {"bytes": 5 * 2**30, "last_seen_age": 200}, {}, ["5.0G", "3 min"]),
+    ("custody", {"custody": True, "last_ack_age": 7200, "record_length": 9}, {"last_seen_age": 7300.5}, {},
+     ["2 h"]),
+    ("waiting", {"custody": True}, {"last_seen_age": 200000}, {"waiting": 2}, ["2 d"]),
+    ("receiving", {}, None, {"waiting": 2, "connections": 1, "offender": True}, ["-"]),
+    ("sending", {}, None, {"connections": 1, "in_flight": True, "next_retry_in": 90}, ["-"]),
+]  # fmt: skip
+
+
+def states_and_units():
+    """What a daemon says of VMs and of itself is shown in words, and in units that people read."""
+    listed = [{"ns": n // 7, "cid": n + 1, "daemon": d, "kernel": k, "now": now}
+              for n, (_, d, k, now, _) in enumerate(VMS_SAID)]  # fmt: skip
+    status = {"version": "9.9.9", "pid": 1, "uptime": 86400 * 3, "ready": False, "bpf_mode": "kernel",
+              "checks": [{"name": "upstream", "good": False, "says": "away"}],
+              "listen": {"vsock": True, "ns_mode": "none", "listeners": []},
+              "upstream": {"kind": "grpc", "ready": False, "paused": True},
+              "cache": {"bytes": 2**60, "capacity_bytes": 0}}  # fmt: skip
+    pages = {"/vms.json": list(reversed(listed)), "/status.json": status}
+    with tempfile.TemporaryDirectory() as d, Sayer(d, pages) as sayer:
+        text = sayer.run("vm", "list").out.splitlines()[1:]
+        assert len(text) == len(VMS_SAID), text
+        top = {line.split()[0]: line for line in sayer.run("top", "-s", "vm").out.splitlines()}
+        for line, vm, (state, *_, shown) in zip(text, listed, VMS_SAID):
+            name = f"{vm['ns']}:{vm['cid']}"
+            assert line.split()[0] == name and f" {state} " in line, (line, state)
+            for part in shown:
+                assert part in top[name], (part, top[name])
+        for key in ("seen", "name", "bytes", "duplicates", "rate"):
+            shown = [(v["ns"], v["cid"]) for v in json.loads(sayer.run("-j", "top", "-s", key).out)["vms"]]
+            assert sorted(shown) == [(v["ns"], v["cid"]) for v in listed], (key, shown)
+            assert key != "seen" or shown[:3] == [(0, 4), (0, 5), (0, 6)], shown
+            assert key != "bytes" or shown[0] == (0, 4), shown
+        for n, says in ((3, "9 bytes, digest 0a"), (3, "last ACK          119 s ago"),
+                        (6, "the next waits last"), (7, "next retry        in 90 s")):  # fmt: skip
+            pages["/vms.json"] = [listed[n]]
+            vm = f"{listed[n]['ns']}:{listed[n]['cid']}"
+            assert says in sayer.run("vm", "show", vm).out, (says, sayer.run("vm", "show", vm))
+        text = sayer.run("status").out
+        for says in ("up 3 d: NOT READY", "BPF, in the kernel", "not connected, paused: it refuses",
+                     "1.0E of 0", "without network namespaces"):  # fmt: skip
+            assert says in text, (says, text)
+        status["listen"] = {"vsock": False, "ns_mode": "local", "listeners": [
+            {"namespace": 5, "port": 818, "netns": "/run/netns/x", "ns_mode": "local"}]}  # fmt: skip
+        text = sayer.run("status").out
+        assert "ns_mode local\n    VMs 5:*  port 818 inside /run/netns/x, ns_mode local\n" in text, text
+        assert "verdict in the kernel; upstream grpc AWAY PAUSED" in sayer.run("top").out
+
+
+def bad_answers():
+    """What is no answer, or half of one, is never shown as one; a refusal comes with its reason."""
+    refusal = b"HTTP/1.1 %b\r\n\r\n%b"
+    with tempfile.TemporaryDirectory() as d, Sayer(d, {}) as sayer:
+        for answer in (b"", b"\r\n\r\n", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.0 x\r\n\r\n[]",
+                       b"HTTP/1.0 200 OK\r\n\r\n[{\"ns\":", b"HTTP/2 200\r\n\r\n[]",
+                       refusal % (b"503 Stopping", b"[]")):  # fmt: skip
+            sayer.pages = dict.fromkeys(["/vms.json", "/cache.json", "/status.json"], answer)
+            for args in (["cache", "list"], ["status"]):
+                said = sayer.run(*args, status=NO_DAEMON)
+                assert "is no vsock-relayd of this version" in said.out + said.err, (answer, said)
+        # What changes something: the daemon's words, and a status that tells "no such thing" apart.
+        for answer, status, says in (
+            (refusal % (b"404 Not Found", b'{"error":"no such VM"}'), NOT_FOUND, "no such VM"),
+            (refusal % (b"409 Conflict", b'{"error":"not now"}'), FAILED, "not now"),
+            (refusal % (b"500 Internal", b"plain words\nand more"), FAILED, "plain words"),
+            (refusal % (b"200 OK", b"no JSON"), FAILED, "no JSON"),
+            (b"nothing", NO_DAEMON, "is no vsock-relayd"),
+        ):
+            sayer.pages = {"/retry": answer, "/loglevel": answer, "/flush": answer}
+            for args in (["retry", "42"], ["loglevel", "debug"], ["flush"]):
+                said = sayer.run(*args, status=status)
+                assert said.out == "" and said.err == f"vsock-relayctl: {said.err[16:]}", said
+                assert says in said.err and "more" not in said.err, (says, said)
+                value = json.loads(sayer.run("-j", *args, status=status).out)
+                assert says in value["error"], value
+        sayer.pages = {"/reload": refusal % (b"400 Bad", b'{"error":"refused","log":["a: bad","b: bad"]}')}
+        said = sayer.run("reload", status=FAILED)
+        assert said.err == "a: bad\nb: bad\nvsock-relayctl: refused\n", said
+        assert json.loads(sayer.run("-j", "reload", status=FAILED).out)["log"] == ["a: bad", "b: bad"]
+        sayer.pages = {"/status.json": b"?"}
+        assert "is no vsock-relayd" in sayer.run("reload", "--pid", "1", status=NO_DAEMON).err
+    too_long = "/" + "x" * 200
+    assert too_long in run("-s", too_long, "flush", status=NO_DAEMON).err
+    assert "name no admin_socket" in run("-s", "", "flush", status=NO_DAEMON).err
+    for pid in ("0", "x", "1x", "99999999999999999999", "4294967296", "-1"):
+        assert "expected a process id" in run("reload", "--pid", pid, status=USAGE).err
+
+
 def hanging_daemon():
     """A stopped daemon: after 5 s its maps are read, and it is said to hang."""
     with relay() as r:
@@ -1137,7 +1269,7 @@ def main():
                  reload_of_a_process, loglevel, top_without_a_terminal, top_on_a_terminal,
                  doctor_finds_nothing, doctor_and_the_sandbox, doctor_finds_problems,
                  doctor_and_a_taken_port, maps, bundle, everything_in_every_state, dead_daemon, no_daemon,
-                 hanging_daemon, older_layout, pages_and_who_may_see_them, readiness,
+                 states_and_units, bad_answers, hanging_daemon, older_layout, pages_and_who_may_see_them, readiness,
                  readiness_of_the_spool, metrics_over_https, log_as_json, log_with_fields_of_the_journal,
                  names_from_qemu, completion, man_pages):  # fmt: skip
         tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)

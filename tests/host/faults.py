@@ -6,12 +6,14 @@ report. Arguments: part of a test's name, or --quick: without what waits most.""
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
 import ssl
 import subprocess
 import sys
+import tempfile
 import urllib.request
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
@@ -205,9 +207,15 @@ def daemon_and_files():
         storm(faults, r.live)
 
 
+def daemon_interrupted():
+    """The daemon while each of its system calls is interrupted once."""
+    with Daemon() as r, Faults(DAEMON, errno.EINTR) as faults:
+        storm(faults, r.live)
+
+
 def daemon_and_sensor():
     """The daemon with upstream grpc."""
-    directory = a_ctl.tempfile.mkdtemp(prefix="vsr-ca-")
+    directory = tempfile.mkdtemp(prefix="vsr-ca-")
     os.chmod(directory, 0o755)
     ca = gs.Authority(directory)
     credentials = gs.server_credentials(ca.issue("sensor", "DNS:localhost"), ca.cert)
@@ -236,7 +244,7 @@ def ctl_commands():
     # What jansson cannot allocate ends the program by itself.
     with a_ctl.relay(a_ctl.away()) as r, Faults(CTL, spare="json_") as faults:
         a_ctl.send(r)
-        bundle = os.path.join(r.dir, "bundle.tar")
+        bundle, again = os.path.join(r.dir, "bundle.tar"), []
         for words, (_, keys, *_) in a_ctl.EVERYTHING.items():
             args = [*words, bundle] if words == ("bundle",) else words
 
@@ -255,36 +263,52 @@ def ctl_commands():
 
             storm(faults, live)
             storm(faults, lambda env, n, live=live: live(env, n, how=("-j",)))
+            again.append(live)
         r.check()
+        # What there is to see when the daemon is gone: its maps.
+        r.kill()
+        for live in again:
+            storm(faults, live)
 
 
-def agent_sends():
+def agent_sends(code=errno.EIO):
     """vsock-agent: it collects what can be read, and the relay has the report or it says why not."""
-    with an_agent.relay() as r, a_ctl.tempfile.TemporaryDirectory() as root, \
-            Faults(AGENT) as faults:  # fmt: skip
-        an_agent.machine(root)
+    with an_agent.relay() as r, tempfile.TemporaryDirectory() as top, Faults(AGENT, code) as faults:
+        roots = [os.path.join(top, name) for name in ("debian", "rpm")]
+        an_agent.machine(roots[0])
+        rpm = an_agent.machine_with_rpm(roots[1])
+        for root, mode in itertools.product(roots, ("vsr2", "vsr1", "raw")):
 
-        def live(env, n):
-            before = r.metric("index_reports_received_total")
-            status, _, err = run(AGENT, "--once", "--start-within", "0", "--cid", "42", "--retries",
-                                 "0", "--root", root, "--unix", r.path("vm.sock"), env=env)  # fmt: skip
-            if status == 0:
-                assert r.metric("index_reports_received_total") == before + 1
-            else:
-                assert err.strip(), f"status {status}, and it says nothing"
-            return status == 0
+            def live(env, n, root=root, mode=mode):
+                own = f"{os.path.basename(root)}-{mode}-{n}"
+                status, _, err = run(AGENT, "--once", "--start-within", "0", "--cid", "42",
+                                     "--retries", "0", "--root", root, "--mode", mode, "--vm-id", own,
+                                     "--rpm-command", rpm, "--unix", r.path("vm.sock"), env=env)  # fmt: skip
+                if status == 0:
+                    wait_for(lambda: own.encode() in (r.stored(42) or b""), 20, own)
+                else:
+                    assert err.strip(), f"status {status}, and it says nothing"
+                return status == 0
 
-        storm(faults, live)
+            storm(faults, live)
+        storm(faults, lambda env, n: run(AGENT, "--print", "--cid", "42", "--root", roots[0],
+                                         env=env)[0] == 0)  # fmt: skip
         r.check()
+
+
+def agent_interrupted():
+    """vsock-agent while each of its system calls is interrupted once."""
+    agent_sends(errno.EINTR)
 
 
 def main():
     os.umask(0)
     words = [word for word in sys.argv[1:] if word != "--quick"]
     tap = Tap(words[0] if words else None)
-    for test in (daemon_and_files, daemon_and_sensor, ctl_commands, agent_sends):
-        if test is daemon_and_sensor and "--quick" in sys.argv:
-            continue
+    tests = [daemon_and_files, ctl_commands, agent_sends, agent_interrupted]
+    if "--quick" not in sys.argv:
+        tests += [daemon_interrupted, daemon_and_sensor]
+    for test in tests:
         tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)
     tap.end()
 
