@@ -908,7 +908,7 @@ static void packed_raw_content_is_named_before_it_goes(void **state _unused_)
 
 static void an_idle_vm_costs_less_than_512_bytes_besides_its_content(void **state _unused_)
 {
-	/* Both maps have at most two buckets an element; what is kept is in no heap. */
+	/* Both maps have at most two buckets an element. */
 	size_t maps = 2 * 2 * sizeof(void *);
 
 	print_message("record %zu, entry %zu\n", sizeof(struct vm), sizeof(struct cache_entry));

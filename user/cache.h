@@ -67,11 +67,11 @@ struct cache_entry {
 	struct match *match; /* what streams compare with; NULL: nothing is compared */
 	uint64_t digest;     /* of the content (SPEC section 5) */
 	uint64_t generation; /* that the content stands for */
-	enum cache_hold hold;
-	uint64_t change;     /* number of that change among all */
-	uint64_t updated;    /* when it was; kept: last use */
-	uint64_t first_seen; /* first insert of this entry */
-	uint64_t idle_since; /* when this content came, or was used last, before it was packed */
+	enum cache_hold hold : 8;
+	uint64_t change : 56; /* number of the last change of content, among all */
+	uint64_t updated;     /* when it was; kept: last use */
+	uint64_t first_seen;  /* first insert of this entry */
+	uint64_t idle_since;  /* when this content came, or was used last, before it was packed */
 };
 
 /* One removal, as the observer sees it. `content` is the observer's for the call only. With hold
