@@ -37,7 +37,7 @@ SUITES = {
 }
 # In VMs: a script that boots one, the kernel, the rest as in tests/suites.conf.
 VMS = {
-    "vm": ["tests/vm/suite.sh", "6.12", "--worlds", "rules,loopback,vhost,netns"],
+    "vm": ["tests/vm/suite.sh", "6.12", "--worlds", "rules,loopback,vhost,netns,doctor"],
     "vm-trace": ["tests/vm/trace.sh", "6.12", "--quick"],
     "vm-netns": ["tests/vm/suite.sh", "unstable", "--worlds", "netns"],
 }

@@ -12,6 +12,7 @@ sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "
 
 import budget
 import differential
+import doctor
 import hostile
 import matching
 import netns
@@ -124,6 +125,8 @@ def main():
         hostile.run_user(tap)
     if "netns" in worlds:
         netns.run_all(tap, bpf)
+    if "doctor" in worlds:
+        doctor.run_all(tap, bpf)
     if "budget" in worlds and bpf:
         budget.run_all(tap, options.seconds)
     if "differential" in worlds and bpf:
