@@ -38,7 +38,7 @@ SUITES = {
 # In VMs: a script that boots one, the kernel, the rest as in tests/suites.conf.
 VMS = {
     "vm": ["tests/vm/suite.sh", "6.12", "--worlds", "rules,loopback,vhost,netns,doctor"],
-    "vm-trace": ["tests/vm/trace.sh", "6.12", "--quick"],
+    "vm-trace": ["tests/vm/trace.sh", "6.12"],
     "vm-netns": ["tests/vm/suite.sh", "unstable", "--worlds", "netns"],
 }
 HOST_AT_ONCE = 2
