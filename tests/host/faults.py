@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -201,9 +202,24 @@ class DaemonWithSensor(Daemon):
         return super().serve(n)
 
 
+@contextlib.contextmanager
+def vsock():
+    """Settings for a listener on vsock and the BPF program, where the kernel has them. Nobody connects:
+    that is for VMs (tests/vm/inside.py)."""
+    port = 300000 + os.getpid()
+    try:
+        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as s:
+            s.bind((socket.VMADDR_CID_ANY, port))
+    except OSError:
+        yield {}
+        return
+    with a_ctl.bpffs() as pins:
+        yield {"listen": {"vsock": True, "port": port}, "pin_directory": pins}
+
+
 def daemon_and_files():
     """The daemon with upstream file."""
-    with Daemon() as r, Faults(DAEMON) as faults:
+    with vsock() as more, Daemon(**more) as r, Faults(DAEMON) as faults:
         storm(faults, r.live)
 
 

@@ -39,6 +39,7 @@
 #define NOTHING	 (errno = system_errno, 0L) /* NULL, or false */
 #define MEMORY	 (errno = ENOMEM, 0L)
 #define NEGATIVE (-(long)ENOMEM)
+#define BPF	 (errno = system_errno, -(long)system_errno)
 #define POSITIVE ((long)EAGAIN)
 
 /* Those that take a format, or a list that ends somewhere: written out below. */
