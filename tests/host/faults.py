@@ -25,40 +25,15 @@ import agent as an_agent
 import ctl as a_ctl
 import grpc_server as gs
 import report as rp
-from faults import Faults
+from faults import Faults, storm
 from relay import BUILD, Relay, merge, wait_for
 from tap import Tap
 
 DAEMON, CTL, AGENT = (os.path.join(BUILD, f"vsock-{name}") for name in ("relayd", "relayctl", "agent"))
 CIDS = {"a.sock": 42, "b.sock": 43}
 COMER = 1000  # of a pattern
-LIVES = 600
 # What a daemon ends with that cannot start.
 STATUSES = (1, 71, 75, 78)
-VERBOSE = "VSR_VERBOSE" in os.environ
-
-
-def storm(faults, live):
-    """Runs live(environment, number) until one of the lives meets no new failure. It returns whether
-    the program did what it is there for."""
-    places = 0
-    for n in range(LIVES):
-        try:
-            done = live(faults.env, n)
-        except Exception as e:
-            e.detail = "\n".join([f"in life {n} failed:", faults.where(faults.new()),
-                                  getattr(e, "detail", "")])  # fmt: skip
-            raise
-        new = faults.new()
-        places += len(new)
-        if VERBOSE:
-            print(f"# life {n}, {done}: {faults.where(new)}", flush=True)
-        if not new:
-            assert done, "nothing fails, and it cannot go on"
-            break
-    else:
-        raise AssertionError(f"{LIVES} lives are not enough")
-    print(f"# {places} failures, {n + 1} lives", flush=True)
 
 
 # ---- the daemon ----

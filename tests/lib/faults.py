@@ -10,6 +10,8 @@ import tempfile
 import relay
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+LIVES = 600
+VERBOSE = "VSR_VERBOSE" in os.environ
 LIBRARY = os.path.join(relay.BUILD, "tests", "lib", "faults.so")
 
 
@@ -60,7 +62,33 @@ class Faults:
         """Lines for people: which call of which function."""
         if not places:
             return "none"
-        done = subprocess.run(["addr2line", "-sfe", self.program, *(hex(at - 1) for at in places)],
-                              capture_output=True, text=True, check=True).stdout.splitlines()  # fmt: skip
+        try:
+            done = subprocess.run(["addr2line", "-sfe", self.program, *(hex(at - 1) for at in places)],
+                                  capture_output=True, text=True, check=True).stdout.splitlines()  # fmt: skip
+        except FileNotFoundError:  # in a VM
+            return "\n".join(f"{self.names[name - 1]} at {at - 1:#x}" for at, name in places.items())
         return "\n".join(f"{self.names[name - 1]} in {done[2 * i]}, {done[2 * i + 1]}"
                          for i, name in enumerate(places.values()))  # fmt: skip
+
+
+def storm(faults, live):
+    """Runs live(environment, number) until one of the lives meets no new failure. It returns whether
+    the program did what it is there for."""
+    places = 0
+    for n in range(LIVES):
+        try:
+            done = live(faults.env, n)
+        except Exception as e:
+            e.detail = "\n".join([f"in life {n} failed:", faults.where(faults.new()),
+                                  getattr(e, "detail", "")])  # fmt: skip
+            raise
+        new = faults.new()
+        places += len(new)
+        if VERBOSE:
+            print(f"# life {n}, {done}: {faults.where(new)}", flush=True)
+        if not new:
+            assert done, "nothing fails, and it cannot go on"
+            break
+    else:
+        raise AssertionError(f"{LIVES} lives are not enough")
+    print(f"# {places} failures, {n + 1} lives", flush=True)

@@ -22,6 +22,7 @@ sys.path[:0] = [os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "
 
 import report as rp
 import vsock
+from faults import Faults, storm
 from fakeguest import OP_REQUEST, SHUTDOWN_SEND, FakeGuest, FakeGuestError
 from relay import BUILD, Relay, wait_for
 from tap import Tap
@@ -835,11 +836,31 @@ def no_daemon():
         assert any("verdict errors cannot be seen" in line for line in t.said), t.said
 
 
+def failures():
+    """Each call of the system, the allocator and libbpf fails once: a trace goes on, or says why it
+    cannot."""
+    # What jansson cannot allocate ends the program by itself.
+    with Relay({}) as relay, Faults(CTL, spare="json_") as faults:
+        for kind in ("packets", "flows", "latency", "alarms"):
+            for options in ([], ["-j"]):
+                command = [CTL, "-c", relay.config_path, *options, "trace", kind, "--duration", "50ms"]
+
+                def live(env, _n, command=command):
+                    r = subprocess.run(command, env={**os.environ, **env}, capture_output=True,
+                                       text=True, check=False, timeout=60)  # fmt: skip
+                    assert r.returncode in range(5), r
+                    assert r.returncode == 0 or "vsock-relayctl: " in r.stderr or '"error"' in r.stdout, r
+                    return r.returncode == 0
+
+                storm(faults, live)
+        relay.check()
+
+
 QUICK = (packets_exact, names, lost, flows_exact, alarms_exact, latency)
 TESTS = (modules_missing, not_root, usage, no_daemon, packets_exact, packets_hostile, packets_text,
          names, packets_loopback, filters, count_and_duration, lost, flows_exact, flows_text,
          flows_vanish, alarms_exact, alarms_unanswered, alarms_of_the_relay, alarms_none, latency,
-         thousand_reports)  # fmt: skip
+         failures, thousand_reports)  # fmt: skip
 
 
 def main():

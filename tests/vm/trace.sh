@@ -14,5 +14,6 @@ exec "$here/boot.py" --kernel "$kernel" --modules vhost --timeout "$seconds" \
 	--bin "$B/vsock-relayctl:/build/vsock-relayctl" \
 	--bin "$B/tests/vm/fakeguest:/usr/bin/fakeguest" \
 	--bin "$B/tests/vm/vsockdiag:/usr/bin/vsockdiag" \
+	--bin "$B/tests/lib/faults.so:/build/tests/lib/faults.so" \
 	--add "$here/../lib:/tests/lib" --add "$here/trace.py:/tests/vm/trace.py" \
 	--env VSR_BUILD=/build -- /usr/bin/python3 /tests/vm/trace.py "$@"
