@@ -373,7 +373,7 @@ clean:
 TSAN_TESTS := $(shell sed -n 's|^unit-tsan .*--only ||p' tests/suites.conf | tr , ' ')
 SUITES := $(shell awk '!/^\#/ && NF { print $$1 }' tests/suites.conf)
 san-build:
-	$(SUBMAKE) B=$(B)/san SAN=1 all unit-bins
+	$(SUBMAKE) B=$(B)/san SAN=1 all unit-bins $(B)/san/tests/lib/faults.so
 crash-build:
 	$(SUBMAKE) B=$(B)/crash CRASH=1 $(B)/crash/vsock-relayd
 tsan-build:

@@ -250,6 +250,11 @@ static void test_threads_that_would_keep_their_privileges_are_refused(void **sta
 
 static void test_users_and_groups_are_names_or_numbers(void **state)
 {
+	static const char *const no_numbers[] = {
+		"",	      "-1",	    "+1",
+		" 1",	      "1x",	    "0x1",
+		"4294967295", "4294967296", "99999999999999999999"
+	};
 	struct privilege_identity id = { .uid = 42 };
 
 	(void)state;
@@ -266,6 +271,13 @@ static void test_users_and_groups_are_names_or_numbers(void **state)
 	assert_int_equal(privilege_resolve("3999999999", "", &id), -ESRCH);
 	assert_int_equal(privilege_resolve("4294967295", "0", &id), -ESRCH);
 	assert_int_equal(privilege_resolve("root", "no-such-group", &id), -ENOENT);
+	/* No numbers, so names that nobody has. */
+	for (size_t i = 0; i < ARRAY_SIZE(no_numbers); i++) {
+		assert_int_equal(privilege_resolve(no_numbers[i], "0", &id), -ESRCH);
+		assert_int_equal(privilege_resolve("root", no_numbers[i], &id),
+				 *no_numbers[i] ? -ENOENT : 0);
+		id.uid = 42;
+	}
 	assert_int_equal(id.uid, 42);
 	assert_int_equal(privilege_resolve("3999999999", "3999999999", &id), 0);
 	assert_int_equal(id.uid, 3999999999);

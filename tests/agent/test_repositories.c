@@ -75,6 +75,70 @@ static void dnf_repositories_are_read_unless_disabled(void **state)
 	       "baseos http://a/$releasever/\nmeta https://m/link\nmirrors https://l\nnothing \n");
 }
 
+static void dnf_lines_that_say_nothing_are_passed_over(void **state)
+{
+	(void)state;
+	expect(repositories_parse_repo,
+	       "\n[a]\n\n baseurl=http://continued\nbaseurl\n=http://x\n#\nbaseurl=http://a\n[]\nbaseurl=http://b\n"
+	       "[MAIN]\nbaseurl=http://c\n",
+	       "a http://a\n");
+	expect(repositories_parse_repo, "", "");
+}
+
+static void every_word_for_no_disables(void **state)
+{
+	static const char *const words[] = {
+		"0", "no", "NO", "false", "off", "disable", "without"
+	};
+	char text[256];
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(words); i++) {
+		snprintf(text, sizeof(text),
+			 "Types: deb\nURIs: http://a\nSuites: s/\nEnabled: %s\n", words[i]);
+		expect(repositories_parse_sources, text, "");
+		snprintf(text, sizeof(text), "[a]\nbaseurl=http://a\nenabled=%s\n", words[i]);
+		expect(repositories_parse_repo, text, "");
+	}
+	expect(repositories_parse_repo, "[a]\nbaseurl=http://a\nenabled=nope\n", "a http://a\n");
+}
+
+/* A field of n bytes in each place of each kind of file; whether it is there. */
+static void with_field(size_t n, bool there)
+{
+	static const struct {
+		parse_fn parse;
+		const char *before, *behind;
+	} places[] = {
+		{ repositories_parse_list, "deb ", " s c\n" },
+		{ repositories_parse_list, "deb u ", " c\n" },
+		{ repositories_parse_list, "deb u s ", "\n" },
+		{ repositories_parse_sources, "Types: deb\nURIs: ", "\nSuites: s/\n" },
+		{ repositories_parse_sources, "Types: deb\nURIs: u\nSuites: ", "\n" },
+		{ repositories_parse_repo, "[", "]\nbaseurl=u\n" },
+		{ repositories_parse_repo, "[a]\nbaseurl=", "\n" },
+	};
+	char text[INVENTORY_FIELD_MAX + 256], field[INVENTORY_FIELD_MAX + 2] = "";
+
+	memset(field, 'x', n);
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+		struct inventory *inv = new_inventory();
+		int len = snprintf(text, sizeof(text), "%s%s%s", places[i].before, field,
+				   places[i].behind);
+
+		assert_int_equal(places[i].parse(inv, text, (size_t)len), 0);
+		assert_int_equal(inv->n_repositories, there);
+		inventory_free(inv);
+	}
+}
+
+static void a_field_that_is_too_long_is_no_repository(void **state)
+{
+	(void)state;
+	with_field(INVENTORY_FIELD_MAX, true);
+	with_field(INVENTORY_FIELD_MAX + 1, false);
+}
+
 static void secrets_in_uris_are_left_out(void **state)
 {
 	(void)state;
@@ -193,6 +257,9 @@ int main(void)
 		cmocka_unit_test(apt_lists_give_one_repository_a_component),
 		cmocka_unit_test(apt_sources_are_read_unless_disabled),
 		cmocka_unit_test(dnf_repositories_are_read_unless_disabled),
+		cmocka_unit_test(dnf_lines_that_say_nothing_are_passed_over),
+		cmocka_unit_test(every_word_for_no_disables),
+		cmocka_unit_test(a_field_that_is_too_long_is_no_repository),
 		cmocka_unit_test(secrets_in_uris_are_left_out),
 		cmocka_unit_test(more_repositories_than_the_bound_are_passed_over),
 		cmocka_unit_test(files_are_read_in_the_order_of_their_names),

@@ -43,7 +43,7 @@ class Daemon(Relay):
     """Reports go through sockets of its own and through one of a pattern; metrics come over the admin
     socket, as those over TCP are a test's own business."""
 
-    def __init__(self, code=errno.EIO, **more):
+    def __init__(self, **more):
         settings = {
             "rate": {"reports_per_minute": 0},
             "retry": {"base": "200ms"},
@@ -52,8 +52,9 @@ class Daemon(Relay):
         }
         merge(settings, more)
         super().__init__(settings, hybrid=CIDS, start=False)
-        self.code = code
         self.config["state_directory"] = os.path.join(self.dir, "state")
+        # Where there is AF_VSOCK it listens there too, with the verdict of BPF if that can be had.
+        self.config["listen"] = {"vsock": True, "port": 20000 + os.getpid()}
         self.vms = os.path.join(self.dir, "vms")
         os.mkdir(self.vms)
         self.give(self.vms)
@@ -131,6 +132,9 @@ class Daemon(Relay):
         try:
             self.start(wait=False)
             return self.started() and self.serve(n)
+        except Exception as e:
+            e.detail = "log of the relay:\n" + self.log()[-8000:]
+            raise
         finally:
             self.kill()
 
@@ -202,6 +206,35 @@ def daemon_interrupted():
     """The daemon while each of its system calls is interrupted once."""
     with Daemon() as r, Faults(DAEMON, errno.EINTR) as faults:
         storm(faults, r.live)
+
+
+def second_daemon():
+    """A daemon whose directory is in use: it ends with 75 once nothing else is wrong."""
+    with Daemon() as r, Relay(hybrid={"c.sock": 44}) as holder, Faults(DAEMON) as faults:
+        r.config["run_directory"] = holder.config["run_directory"]
+        r.write_config()
+
+        def live(env, n):
+            status, _, err = run(DAEMON, "--config", r.config_path, env=env)
+            assert status in STATUSES and err.strip(), status
+            # Who cannot find out who it is says less.
+            return status == 75 and "in use by another vsock-relayd" in err
+
+        storm(faults, live)
+        holder.check()
+
+
+def daemon_words():
+    """--check-config and --help of the daemon: all of it, or a status that says that it is not."""
+    with Daemon() as r, Faults(DAEMON) as faults:
+        for args, last in ((["--check-config", "-c", r.config_path], "are good"), (["--help"], "Default")):
+
+            def live(env, n, args=args, last=last):
+                status, out, err = run(DAEMON, *args, env=env)
+                assert status in (0, 71, 74, 78) and (out + err).strip(), status
+                return status == 0 and last in out
+
+            storm(faults, live)
 
 
 def daemon_and_sensor():
@@ -296,7 +329,7 @@ def main():
     os.umask(0)
     words = [word for word in sys.argv[1:] if word != "--quick"]
     tap = Tap(words[0] if words else None)
-    tests = [daemon_and_files, ctl_commands, agent_sends, agent_interrupted]
+    tests = [daemon_and_files, second_daemon, daemon_words, ctl_commands, agent_sends, agent_interrupted]
     if "--quick" not in sys.argv:
         tests += [daemon_interrupted, daemon_and_sensor]
     for test in tests:

@@ -42,8 +42,11 @@
 #define BPF	 (errno = system_errno, -(long)system_errno)
 #define POSITIVE ((long)EAGAIN)
 
-/* Those that take a format, or a list that ends somewhere: written out below. */
-#define BY_HAND(X) X(asprintf) X(vasprintf) X(json_pack) X(MHD_start_daemon)
+/* Those that take a format, a list that ends somewhere, or a reference over: written out below. */
+#define BY_HAND(X)   \
+	X(asprintf)  \
+	X(vasprintf) \
+	X(json_pack) X(json_array_append_new) X(json_object_set_new) X(MHD_start_daemon)
 
 #define X(name, ...) F_##name,
 enum function {
@@ -132,18 +135,40 @@ int vasprintf(char **ret, const char *format, va_list ap)
 											ap);
 }
 
+/* What was to be taken over is let go in any case. */
 json_t *json_pack(const char *format, ...)
 {
 	json_t *j;
 	va_list ap;
 
-	if (fails(CALLER, F_json_pack))
-		return NULL;
 	va_start(ap, format);
 	j = ((json_t * (*)(json_error_t *, size_t, const char *, va_list))
 		     dlsym(RTLD_NEXT, "json_vpack_ex"))(NULL, 0, format, ap);
 	va_end(ap);
+	if (fails(CALLER, F_json_pack)) {
+		json_decref(j);
+		return NULL;
+	}
 	return j;
+}
+
+int json_array_append_new(json_t *array, json_t *value)
+{
+	if (fails(CALLER, F_json_array_append_new)) {
+		json_decref(value);
+		return -1;
+	}
+	return (int)find(F_json_array_append_new)((long)array, (long)value, 0, 0, 0, 0, 0, 0);
+}
+
+int json_object_set_new(json_t *object, const char *key, json_t *value)
+{
+	if (fails(CALLER, F_json_object_set_new)) {
+		json_decref(value);
+		return -1;
+	}
+	return (int)find(F_json_object_set_new)((long)object, (long)key, (long)value, 0, 0, 0, 0,
+						0);
 }
 
 struct MHD_Daemon *MHD_start_daemon(unsigned int flags, uint16_t port, MHD_AcceptPolicyCallback apc,

@@ -18,7 +18,7 @@ LIBRARY = os.path.join(relay.BUILD, "tests", "lib", "faults.so")
 def _names():
     """As the library numbers them."""
     with open(os.path.join(TOP, "tests/lib/faults.c"), encoding="utf-8") as f:
-        by_hand = re.search(r"#define BY_HAND\(X\)(.*)", f.read())[1]
+        by_hand = f.read().partition("#define BY_HAND(X)")[2].partition("#define")[0]
     with open(os.path.join(TOP, "tests/lib/faults.list"), encoding="utf-8") as f:
         return re.findall(r"X\((\w+)", by_hand + f.read())
 
@@ -35,6 +35,7 @@ class Faults:
         self.seen = set()
         self.env = {
             "LD_PRELOAD": os.path.realpath(LIBRARY),
+            "ASAN_OPTIONS": "verify_asan_link_order=0",
             "VSR_FAULTS_PROGRAM": self.program,
             "VSR_FAULTS_MARKS": self.marks.name,
             "VSR_FAULTS_ERRNO": str(int(code)),

@@ -31,6 +31,20 @@ static char **command_environment(void)
 	return env;
 }
 
+/* Its output is ours, and nothing else that we have open. Returns an errno, or 0. */
+static int redirect(posix_spawn_file_actions_t *actions, int out_fd)
+{
+	int r;
+
+	r = posix_spawn_file_actions_addopen(actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+	if (r == 0)
+		r = posix_spawn_file_actions_adddup2(actions, out_fd, STDOUT_FILENO);
+	if (r == 0 && log_level() < LOG_DEBUG)
+		r = posix_spawn_file_actions_addopen(actions, STDERR_FILENO, "/dev/null", O_WRONLY,
+						     0);
+	return r;
+}
+
 /* In a process group of its own, so that its children can be ended with it. */
 static int spawn(char *const argv[], int out_fd, pid_t *ret)
 {
@@ -43,11 +57,15 @@ static int spawn(char *const argv[], int out_fd, pid_t *ret)
 	if (!env)
 		return -ENOMEM;
 	sigemptyset(&none);
-	posix_spawn_file_actions_init(&actions);
-	posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-	posix_spawn_file_actions_adddup2(&actions, out_fd, STDOUT_FILENO);
-	if (log_level() < LOG_DEBUG)
-		posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+	r = posix_spawn_file_actions_init(&actions);
+	if (r != 0)
+		return -r;
+	r = redirect(&actions, out_fd);
+	if (r != 0) {
+		posix_spawn_file_actions_destroy(&actions);
+		return -r;
+	}
+	/* (glibc's functions for attributes do not fail.) */
 	posix_spawnattr_init(&attributes);
 	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK);
 	posix_spawnattr_setpgroup(&attributes, 0);
