@@ -1003,7 +1003,8 @@ def pages_and_who_may_see_them():
             assert http(r, page, "POST", r.port)[0] == 405, page
             assert http(r, page)[0] == 405, page
         assert http(r, "/flush", "POST")[0] == 200
-        for query in ("", "?cid=", "?cid=x", "?cid=-1", "?cid=42&ns=x", "?cid=4294967296"):
+        for query in ("", "?cid=", "?cid=x", "?cid=-1", "?cid=42&ns=x", "?cid=4294967296", "?cid=42x",
+                      "?cid=%2B42", "?cid=42&ns=", "?cid=99999999999999999999", "?ns=0"):  # fmt: skip
             assert http(r, "/retry" + query, "POST")[0] == 400, query
         assert http(r, "/vms.json?cid=x")[0] == 400
         status = json.loads(http(r, "/status.json", port=r.port)[1])
@@ -1024,6 +1025,23 @@ def readiness():
         assert http(r, "/healthz")[0] == 200
         checks = {c["name"]: c for c in ctl_json(r, "doctor", status=FAILED)["checks"]}
         assert checks["ready: upstream"]["result"] == "problem"
+
+
+def readiness_while_it_stops():
+    """/readyz: not ready once it stops, while what is in progress is still finished."""
+    with relay({"report": {"deadline": "1m", "idle": "1m"}, "shutdown_grace": "30s"}) as r:
+        payload = rp.report(42, 9000)
+        with rp.connect(r.path("a.sock")) as s:
+            s.sendall(rp.header(payload) + payload[:5000])
+            r.wait_metric("sem_holding_size", value=1)
+            r.signal(signal.SIGTERM)
+            wait_for(lambda: http(r, "/readyz")[0] == 503, 20, "not ready")
+            assert "[-] listening: the relay stops\n" in http(r, "/readyz", port=r.port)[1]
+            assert http(r, "/healthz")[0] == 200
+            s.sendall(payload[5000:])
+            assert rp.read_answer(s) == rp.ACCEPTED
+        assert r.process.wait(60) == 0
+        assert r.stored(42) == payload
 
 
 def readiness_of_the_spool():
@@ -1270,6 +1288,7 @@ def main():
                  doctor_finds_nothing, doctor_and_the_sandbox, doctor_finds_problems,
                  doctor_and_a_taken_port, maps, bundle, everything_in_every_state, dead_daemon, no_daemon,
                  states_and_units, bad_answers, hanging_daemon, older_layout, pages_and_who_may_see_them, readiness,
+                 readiness_while_it_stops,
                  readiness_of_the_spool, metrics_over_https, log_as_json, log_with_fields_of_the_journal,
                  names_from_qemu, completion, man_pages):  # fmt: skip
         tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)

@@ -6,6 +6,7 @@ report. Arguments: part of a test's name, or --quick: without what waits most.""
 
 import contextlib
 import errno
+import glob
 import itertools
 import json
 import os
@@ -36,6 +37,15 @@ COMER = 1000  # of a pattern
 STATUSES = (1, 71, 75, 78)
 
 
+def faults_of(program, code=errno.EIO, limit=10**6, spare=None, known={}):
+    """One for all tests of a program: what failed in one of them does not fail again in the next."""
+    if (program, code) not in known:
+        known[program, code] = Faults(program, code, spare=spare)
+    faults = known[program, code]
+    faults.env["VSR_FAULTS_LIMIT"] = str(limit)
+    return faults
+
+
 # ---- the daemon ----
 
 
@@ -53,8 +63,6 @@ class Daemon(Relay):
         merge(settings, more)
         super().__init__(settings, hybrid=CIDS, start=False)
         self.config["state_directory"] = os.path.join(self.dir, "state")
-        # Where there is AF_VSOCK it listens there too, with the verdict of BPF if that can be had.
-        self.config["listen"] = {"vsock": True, "port": 20000 + os.getpid()}
         self.vms = os.path.join(self.dir, "vms")
         os.mkdir(self.vms)
         self.give(self.vms)
@@ -127,6 +135,7 @@ class Daemon(Relay):
         """Starts, serves, ends. Nothing that was accepted is lost."""
         # What a start that fails has made and cannot remove either, the administrator removes.
         shutil.rmtree(self.config["state_directory"], ignore_errors=True)
+        self.prepare()
         open(self.log_path, "w", encoding="ascii").close()
         self.env.update(env)
         try:
@@ -137,6 +146,9 @@ class Daemon(Relay):
             raise
         finally:
             self.kill()
+
+    def prepare(self):
+        """What is there when it starts."""
 
     def serve(self, n):
         for name, cid in CIDS.items():
@@ -158,20 +170,70 @@ class Daemon(Relay):
             return self.metric("contents_held") == 0
 
 
-class DaemonWithSensor(Daemon):
-    """Upstream grpc: TLS with certificates on both sides, a name that is looked up, ACKs on a stream.
-    Scrapers use HTTPS."""
+class DaemonWithCustody(Daemon):
+    """One that finds in its state directory what an earlier one left there, and damage."""
 
-    def __init__(self, server, ca, **more):
-        self.server, self.ca = server, ca
-        own = ca.issue("relay", "DNS:relay,IP:127.0.0.1")
-        grpc = {"address": f"localhost:{server.port}", "plaintext": False, "ca": ca.cert,
-                "certificate": own[0], "key": own[1], "acks": "communicate"}  # fmt: skip
-        super().__init__(upstream={"kind": "grpc", "grpc": grpc}, node_name="node-1",
-                         metrics={"certificate": own[0], "key": own[1]}, **more)  # fmt: skip
+    def __init__(self):
+        super().__init__()
+        self.saved = os.path.join(self.dir, "saved")
+        upstream, self.config["upstream"] = self.config["upstream"], {
+            "kind": "grpc", "grpc": {"address": "127.0.0.1:1", "plaintext": True}}  # fmt: skip
+        self.write_config()
+        self.start()
+        self.payloads = {cid: rp.report(cid, 5000, seed="kept") for cid in CIDS.values()}
+        for name, cid in CIDS.items():
+            assert rp.send_framed(self.path(name), self.payloads[cid]) == rp.ACCEPTED
+        assert self.stop() == 0
+        os.rename(self.config["state_directory"], self.saved)
+        for name, text in (("0-77-1.vsr", "cut"), ("notes.txt", "mine"), (".0-42-9.vsr.tmp", "")):
+            with open(os.path.join(self.saved, "spool", name), "w", encoding="ascii") as f:
+                f.write(text)
+        self.config["upstream"] = upstream
+        self.write_config()
+
+    def prepare(self):
+        state = self.config["state_directory"]
+        shutil.copytree(self.saved, state)
+        for top, _, files in os.walk(state):
+            self.give(top, *(os.path.join(top, name) for name in files))
+        for name in os.listdir(self.stored_dir):
+            os.remove(os.path.join(self.stored_dir, name))
+
+    def serve(self, n):
+        def missing():
+            return [cid for cid, p in self.payloads.items() if not self.delivered(cid, p)]
+
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: not missing(), 5)
+        self.check()
+        assert self.stop() == 0
+        spool = os.path.join(self.config["state_directory"], "spool")
+        for cid in missing():
+            assert glob.glob(f"{spool}/0-{cid}-*.vsr"), f"the report of VM {cid} is gone"
+        return not missing()
+
+
+class DaemonWithSensor(Daemon):
+    """Reports go to a gRPC server."""
+
+    def __init__(self, server, **more):
+        self.server = server
+        super().__init__(node_name="node-1", **more)
 
     def delivered(self, cid, payload):
         return payload in self.server.payloads(cid)
+
+
+class DaemonWithTls(DaemonWithSensor):
+    """Certificates on both sides, a name that is looked up, ACKs on a stream. Scrapers use HTTPS."""
+
+    def __init__(self, server, ca):
+        self.ca = ca
+        own = ca.issue("relay", "DNS:relay,IP:127.0.0.1")
+        grpc = {"address": f"localhost:{server.port}", "plaintext": False, "ca": ca.cert,
+                "certificate": own[0], "key": own[1], "acks": "communicate"}  # fmt: skip
+        super().__init__(server, upstream={"kind": "grpc", "grpc": grpc},
+                         metrics={"certificate": own[0], "key": own[1]})  # fmt: skip
 
     def serve(self, n):
         context = ssl.create_default_context(cafile=self.ca.cert)
@@ -198,19 +260,25 @@ def vsock():
 
 def daemon_and_files():
     """The daemon with upstream file."""
-    with vsock() as more, Daemon(**more) as r, Faults(DAEMON) as faults:
-        storm(faults, r.live)
+    with vsock() as more, Daemon(**more) as r:
+        storm(faults_of(DAEMON), r.live)
+
+
+def daemon_restored():
+    """The daemon that takes up what an earlier one left: it is delivered, or still there at the end."""
+    with DaemonWithCustody() as r:
+        storm(faults_of(DAEMON), r.live)
 
 
 def daemon_interrupted():
     """The daemon while each of its system calls is interrupted once."""
-    with Daemon() as r, Faults(DAEMON, errno.EINTR) as faults:
-        storm(faults, r.live)
+    with Daemon() as r:
+        storm(faults_of(DAEMON, errno.EINTR), r.live)
 
 
 def second_daemon():
     """A daemon whose directory is in use: it ends with 75 once nothing else is wrong."""
-    with Daemon() as r, Relay(hybrid={"c.sock": 44}) as holder, Faults(DAEMON) as faults:
+    with Daemon() as r, Relay(hybrid={"c.sock": 44}) as holder:
         r.config["run_directory"] = holder.config["run_directory"]
         r.write_config()
 
@@ -220,13 +288,13 @@ def second_daemon():
             # Who cannot find out who it is says less.
             return status == 75 and "in use by another vsock-relayd" in err
 
-        storm(faults, live)
+        storm(faults_of(DAEMON), live)
         holder.check()
 
 
 def daemon_words():
     """--check-config and --help of the daemon: all of it, or a status that says that it is not."""
-    with Daemon() as r, Faults(DAEMON) as faults:
+    with Daemon() as r:
         for args, last in ((["--check-config", "-c", r.config_path], "are good"), (["--help"], "Default")):
 
             def live(env, n, args=args, last=last):
@@ -234,20 +302,27 @@ def daemon_words():
                 assert status in (0, 71, 74, 78) and (out + err).strip(), status
                 return status == 0 and last in out
 
-            storm(faults, live)
+            storm(faults_of(DAEMON), live)
+
+
+def daemon_and_plain_sensor():
+    """The daemon with upstream grpc without TLS, where the answer is the ACK."""
+    with gs.Server(default=gs.succeed) as server:
+        grpc = {"address": server.address, "plaintext": True, "acks": "response"}
+        with DaemonWithSensor(server, upstream={"kind": "grpc", "grpc": grpc}) as r:
+            storm(faults_of(DAEMON, limit=4), r.live)
 
 
 def daemon_and_sensor():
-    """The daemon with upstream grpc."""
+    """The daemon with upstream grpc over TLS, and ACKs on a stream."""
     directory = tempfile.mkdtemp(prefix="vsr-ca-")
     os.chmod(directory, 0o755)
     ca = gs.Authority(directory)
     credentials = gs.server_credentials(ca.issue("sensor", "DNS:localhost"), ca.cert)
     try:
-        # Each failure of a connection makes the daemon wait longer before the next one.
-        with gs.Server(credentials=credentials) as server, DaemonWithSensor(server, ca) as r, \
-                Faults(DAEMON, limit=4) as faults:  # fmt: skip
-            storm(faults, r.live)
+        with gs.Server(credentials=credentials) as server, DaemonWithTls(server, ca) as r:
+            # Each failure of a connection makes the daemon wait longer before the next one.
+            storm(faults_of(DAEMON, limit=4), r.live)
     finally:
         shutil.rmtree(directory)
 
@@ -266,7 +341,8 @@ def run(*args, env):
 def ctl_commands():
     """vsock-relayctl: each command either answers in full or says why not."""
     # What jansson cannot allocate ends the program by itself.
-    with a_ctl.relay(a_ctl.away()) as r, Faults(CTL, spare="json_") as faults:
+    with a_ctl.relay(a_ctl.away()) as r:
+        faults = faults_of(CTL, spare="json_")
         a_ctl.send(r)
         bundle, again = os.path.join(r.dir, "bundle.tar"), []
         for words, (_, keys, *_) in a_ctl.EVERYTHING.items():
@@ -297,7 +373,8 @@ def ctl_commands():
 
 def agent_sends(code=errno.EIO):
     """vsock-agent: it collects what can be read, and the relay has the report or it says why not."""
-    with an_agent.relay() as r, tempfile.TemporaryDirectory() as top, Faults(AGENT, code) as faults:
+    with an_agent.relay() as r, tempfile.TemporaryDirectory() as top:
+        faults = faults_of(AGENT, code)
         roots = [os.path.join(top, name) for name in ("debian", "rpm")]
         an_agent.machine(roots[0])
         rpm = an_agent.machine_with_rpm(roots[1])
@@ -329,9 +406,9 @@ def main():
     os.umask(0)
     words = [word for word in sys.argv[1:] if word != "--quick"]
     tap = Tap(words[0] if words else None)
-    tests = [daemon_and_files, second_daemon, daemon_words, ctl_commands, agent_sends, agent_interrupted]
+    tests = [daemon_and_files, daemon_restored, second_daemon, daemon_words, ctl_commands, agent_sends, agent_interrupted]
     if "--quick" not in sys.argv:
-        tests += [daemon_interrupted, daemon_and_sensor]
+        tests += [daemon_and_plain_sensor, daemon_and_sensor, daemon_interrupted]
     for test in tests:
         tap.run(f"{test.__name__}: {' '.join(test.__doc__.split())}", test)
     tap.end()
