@@ -225,10 +225,12 @@ def main():
                 capture_output=True, timeout=TIMEOUT_S).stdout),
         }
         for name in (part for part in PARTS if part in options.parts):
+            begin = time.monotonic()
             try:
                 result[name] = measure[name]()
             except Exception as e:  # figures are missing then, no more
                 result["errors"].append(f"{name}: {e}")
+            print(f"{name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     finally:
         for folder in filter(None, (top, shm_top)):
             shutil.rmtree(folder, ignore_errors=True)
