@@ -9,8 +9,8 @@
  *   idle_node      somebody else used the processor's caches. So it is on a node: 10000 VMs that report
  *                  every 4 h are a report every 1.4 s (100 VMs: every 2.4 min), and in between VMs run.
  *   back_to_back   nothing but other small reports: 20 KB come over a socket, are read into a buffer of
- *                  their own, hashed and validated, as fast as they can. Then the 75 KB of bookkeeping
- *                  that 100 VMs have stay in the processor's second cache, those of 10000 VMs (7 MB) in
+ *                  their own, hashed and validated, as fast as they can. Then the 100 KB of bookkeeping
+ *                  that 100 VMs have stay in the processor's second cache, those of 10000 VMs (10 MB) in
  *                  none that is fast: this ratio is the memory's more than ours.
  *
  * All VMs have 20 KB in custody, sent and not ACKed. A report replaces that: "lookup": its VM's record,
