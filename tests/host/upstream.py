@@ -410,6 +410,87 @@ def several_addresses():
         ended(r, "acked")
 
 
+class NameServer:
+    """DNS on 127.0.0.53, in the place of /etc/resolv.conf's for the command in `wrap`. addresses: what
+    every name has, None: no such name. cut: over UDP it says no more than that TCP has the answer."""
+
+    def __init__(self, addresses, cut=False):
+        self.addresses, self.cut, self.asked = addresses, cut, []
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.tcp = socket.socket()
+        self.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        try:
+            self.udp.bind(("127.0.0.53", 53))
+            self.tcp.bind(("127.0.0.53", 53))
+        except OSError as e:
+            raise Skip(f"port 53 of 127.0.0.53: {e}") from e
+        self.tcp.listen()
+        self.wrap = self.stack.enter_context(with_file("/etc/resolv.conf", "nameserver 127.0.0.53\n"))
+        for serve in (self.serve_udp, self.serve_tcp):
+            threading.Thread(target=serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc):
+        for s in (self.udp, self.tcp):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+            s.close()
+        self.stack.close()
+
+    def answer(self, query, how):
+        end = query.index(b"\0", 12) + 5
+        kind = int.from_bytes(query[end - 4 : end - 2], "big")
+        self.asked.append((how, kind))
+        found = self.addresses if kind == 1 and not (self.cut and how == "udp") else []
+        flags = 0x8180 | (0x200 if self.cut and how == "udp" else 0) | (3 if self.addresses is None else 0)
+        records = b"".join(b"\xc0\x0c\0\1\0\1\0\0\0\x05\0\4" + socket.inet_aton(a) for a in found or [])
+        return (query[:2] + flags.to_bytes(2, "big") + b"\0\1" + len(found or []).to_bytes(2, "big")
+                + bytes(4) + query[12:end] + records)  # fmt: skip
+
+    def serve_udp(self):
+        with contextlib.suppress(OSError):
+            while (said := self.udp.recvfrom(512))[0]:
+                self.udp.sendto(self.answer(said[0], "udp"), said[1])
+
+    def serve_tcp(self):
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = self.tcp.accept()
+                threading.Thread(target=self.serve_peer, args=(peer,), daemon=True).start()
+
+    def serve_peer(self, peer):
+        with peer, contextlib.suppress(OSError), peer.makefile("rb") as f:
+            while size := f.read(2):
+                reply = self.answer(f.read(int.from_bytes(size, "big")), "tcp")
+                peer.sendall(len(reply).to_bytes(2, "big") + reply)
+
+
+def names_from_dns(cut):
+    """More addresses than are tried, the server's own among the first."""
+    addresses = ["127.0.0.1", *(f"127.0.1.{n}" for n in range(1, 25))]
+    with gs.Server() as server, NameServer(addresses, cut) as dns, \
+            relay(f"sensor.example:{server.port}", wrap=dns.wrap) as r:  # fmt: skip
+        accept(r)
+        ended(r, "acked")
+        assert {how for how, _ in dns.asked} == ({"udp", "tcp"} if cut else {"udp"}), dns.asked
+
+
+def name_that_comes_later():
+    """What no name server knows yet is asked for again."""
+    with gs.Server() as server, NameServer(None) as dns, \
+            relay(f"sensor.example:{server.port}", ready=False, stream=False, wrap=dns.wrap) as r:  # fmt: skip
+        payload = accept(r)
+        wait_for(lambda: "name: " in r.log(), 20, "the log says so")
+        dns.addresses = []
+        wait_for(lambda: "no address" in r.log() or "no data" in r.log(), 30, "a name without address")
+        dns.addresses = ["127.0.0.1"]
+        ended(r, "acked", seconds=40)
+        assert payload in server.payloads(100)
+
+
 def silent_resolver():
     """A name server that never answers stops nothing else."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as dns, \
@@ -678,6 +759,9 @@ def main():
     tap.run("GOAWAY: the call ends well, the next goes to a new connection", goaway)
     tap.run("unix socket", unix_socket)
     tap.run("several addresses: the next one is tried", several_addresses)
+    tap.run("names from DNS over UDP", names_from_dns, False)
+    tap.run("names from DNS over TCP, where UDP is too short", names_from_dns, True)
+    tap.run("a name that comes later is found", name_that_comes_later)
     tap.run("resolver never answers: reports are accepted", silent_resolver)
     tap.run("server accepts and never answers: 1000 reports at full speed", silent_upstream)
     tap.run("calls hang: 1000 reports and 100 ACKs at full speed", hung_calls)
