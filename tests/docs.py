@@ -90,6 +90,7 @@ def tests_named():
     modules["kernel-facts"] = TOP / "tests/vm/kernel_facts.py"
     modules["ctl"] = TOP / "tests/host/ctl.py"
     modules["host-spool"] = TOP / "tests/host/spool.py"
+    modules["node"] = TOP / "tests/deploy/node.py"
     modules["netns"] = TOP / "tests/lib/netns.py"
     modules["soak"] = TOP / "tests/vm/soak.py"
     modules["vsock"] = TOP / "tests/lib/vsockrules.py"
