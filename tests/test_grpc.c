@@ -66,6 +66,19 @@ void *realloc(void *old, size_t size)
 	return p;
 }
 
+/* valgrind puts its own calloc in the place of ours. */
+static bool failures_reach_us(void)
+{
+	void *(*volatile allocate_zeroed)(size_t, size_t) = calloc;
+	void *p;
+
+	fail_at = 0;
+	p = CORE(allocate_zeroed(1, 1));
+	fail_at = -1;
+	free(p);
+	return !p;
+}
+
 static void *mem_malloc(size_t size, void *userdata _unused_)
 {
 	return runs_out() ? NULL : allocate(size);
@@ -1838,6 +1851,9 @@ static void a_stream_does_not_keep_the_memory_of_a_long_message(void **state _un
 	unsigned int before;
 	struct world w;
 
+	/* Where ours are not called, they count nothing. */
+	if (!failures_reach_us())
+		skip();
 	memset(text, 'x', sizeof(text) - 1);
 	world_open(&w);
 	assert_int_equal(start_stream(&w, &log), 0);
@@ -1995,19 +2011,6 @@ static bool scene(long nth)
 	world_close(&w);
 	buf_unref(payload);
 	return true;
-}
-
-/* valgrind puts its own calloc in the place of ours. */
-static bool failures_reach_us(void)
-{
-	void *(*volatile allocate_zeroed)(size_t, size_t) = calloc;
-	void *p;
-
-	fail_at = 0;
-	p = CORE(allocate_zeroed(1, 1));
-	fail_at = -1;
-	free(p);
-	return !p;
 }
 
 static void no_memory_is_an_error_at_any_place(void **state _unused_)

@@ -1774,6 +1774,8 @@ static void a_record_whose_bytes_are_gone_is_named_by_its_next_report(void **sta
 	struct relay_settings s = defaults();
 	bool seen = false;
 
+	if (!failures_reach_us())
+		skip();
 	s.cache.keep = 48 * HOUR;
 	for (unsigned n = 1; !seen; n++) {
 		enum relay_verdict verdict = RELAY_NEW;
