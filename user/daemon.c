@@ -2,6 +2,7 @@
 #include "daemon.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -571,6 +572,9 @@ static int reload(struct daemon *d)
 	if (d->settings != d->started)
 		settings_free(d->settings);
 	d->settings = TAKE_PTR(s);
+	/* Contents that smaller limits have dropped: malloc would keep what is free below a block in use. */
+	buf_pool_trim();
+	malloc_trim(0);
 	log_info("reloaded");
 	return 0;
 }

@@ -81,18 +81,11 @@ class Vm:
 
 
 def grown(before, after, margin):
-    """What there is more of than before, by name: (then, now). Both are lists of figures, dicts of the
-    same names; margin: what may come on top, by name. Memory at rest depends on where in the heap the
-    last small thing lies: of it the least that was seen then and now is compared, of all else the most
-    that was seen then with the latest."""
-    found = {}
-    for name in after[-1]:
-        least = name == "memory"
-        then = (min if least else max)(figures[name] for figures in before)
-        now = min(figures[name] for figures in after) if least else after[-1][name]
-        if now > then + margin.get(name, 0):
-            found[name] = then, now
-    return found
+    """What there is more of than ever before, by name: (then, now). Figures are dicts of the same
+    names, before is a list of them; margin: what may come on top, by name."""
+    most = {name: max(figures[name] for figures in before) for name in after}
+    return {name: (most[name], now) for name, now in after.items()
+            if now > most[name] + margin.get(name, 0)}  # fmt: skip
 
 
 def work(vms, rng, until, errors):

@@ -49,7 +49,7 @@ CGROUP = "/sys/fs/cgroup/soak"
 LOOPBACK, VHOST = "vsock_loopback", "vhost_vsock"
 LEAK = "/build/leak.so"
 # In one life of the relay, beyond what allocators keep in hand.
-RSS_GROWTH_MAX = 4 * MIB
+RSS_GROWTH_MAX = MIB
 # Over all of it; the guests' own side of vsock is in the same kernel.
 SLAB_GROWTH_MAX = 8 * MIB
 
@@ -336,9 +336,9 @@ def soak(options):
                   f"refused since the last start {relay.refused(m)}")  # fmt: skip
     finally:
         node.stop()
-    found = grown(life[: len(life) // 2], life[len(life) // 2 :], MARGIN)
+    found = grown(life[: len(life) // 2], life[-1], MARGIN)
     # What survives a process: the kernel's part, and the disk's.
-    found.update({f"{name} of the node": change for name, change in grown([calm], life[-1:], MARGIN).items()
+    found.update({f"{name} of the node": change for name, change in grown([calm], life[-1], MARGIN).items()
                   if name not in ("memory", "descriptors", "sockets")})  # fmt: skip
     print(f"# more than before: {found or 'nothing'}")
     if options.leak:
