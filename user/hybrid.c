@@ -496,20 +496,21 @@ static struct hybrid_watch *watch_free(struct hybrid_watch *w)
 }
 DEFINE_CLEANUP(struct hybrid_watch, watch_free);
 
-/* Splits the pattern (settings checked that "{cid}" is in it once, in one component). */
+/* Splits the pattern (settings checked that it is absolute, and that "{cid}" is in it once, in one
+ * component). */
 static int watch_split(struct hybrid_watch *w, const char *path, char **ret_dir)
 {
 	static const char mark[] = "{cid}";
 	const char *cid = strstr(path, mark), *start = cid, *end = cid + strlen(mark);
 
-	while (start > path && start[-1] != '/')
+	while (start[-1] != '/')
 		start--;
 	w->prefix = strndup(start, (size_t)(cid - start));
 	w->suffix = strndup(end, strcspn(end, "/"));
 	end += strcspn(end, "/");
 	w->rest = *end ? strdup(end + 1) : NULL;
 	w->path = strdup(path);
-	*ret_dir = start > path ? strndup(path, (size_t)(start - path)) : strdup(".");
+	*ret_dir = strndup(path, (size_t)(start - path));
 	return w->prefix && w->suffix && (w->rest || !*end) && w->path && *ret_dir ? 0 : -ENOMEM;
 }
 
@@ -549,10 +550,9 @@ static int watch_add(struct hybrid *h, const struct settings_hybrid *config)
 
 static int path_add(struct hybrid *h, const struct settings_hybrid *config)
 {
-	const char *slash = strrchr(config->path, '/');
-	const char *name = slash ? slash + 1 : config->path;
-	_cleanup_free_ char *dir =
-		slash ? strndup(config->path, (size_t)MAX(slash - config->path, 1)) : strdup(".");
+	/* Settings checked that it is absolute. */
+	const char *slash = strrchr(config->path, '/'), *name = slash + 1;
+	_cleanup_free_ char *dir = strndup(config->path, (size_t)MAX(slash - config->path, 1));
 	int fd, r;
 
 	if (!dir)
