@@ -104,6 +104,8 @@ def main():
     tap = Tap(options.only)
     bpf = options.expect == "bpf"
     worlds = options.worlds.split(",")
+    if "doctor" in worlds:
+        doctor.run_all(tap, bpf)
     if "rules" in worlds:
         vsockrules.run_all(tap, bpf)
     if "loopback" in worlds:
@@ -125,8 +127,6 @@ def main():
         hostile.run_user(tap)
     if "netns" in worlds:
         netns.run_all(tap, bpf)
-    if "doctor" in worlds:
-        doctor.run_all(tap, bpf)
     if "budget" in worlds and bpf:
         budget.run_all(tap, options.seconds)
     if "differential" in worlds and bpf:
