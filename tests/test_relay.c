@@ -1767,15 +1767,18 @@ static void submit_survives_every_failing_allocation(void **state _unused_)
 static void a_record_whose_bytes_are_gone_is_named_by_its_next_report(void **state _unused_)
 {
 	_cleanup_(buf_unrefp)
-	struct buf *a = content('a');
+	struct buf *a = NULL;
 	_cleanup_(buf_unrefp)
-	struct buf *b = content('b');
-	const uint64_t name = name_of(a);
+	struct buf *b = NULL;
 	struct relay_settings s = defaults();
 	bool seen = false;
+	uint64_t name;
 
 	if (!failures_reach_us())
 		skip();
+	a = content('a');
+	b = content('b');
+	name = name_of(a);
 	s.cache.keep = 48 * HOUR;
 	for (unsigned n = 1; !seen; n++) {
 		enum relay_verdict verdict = RELAY_NEW;

@@ -48,7 +48,15 @@ class Directory:
 
     def fails(self, relay, rng):
         blocker = os.path.join(relay.stored_dir, f".0-{FIRST_CID}.pb.tmp")
-        os.makedirs(os.path.join(blocker, "x"), exist_ok=True)
+
+        def blocks():
+            try:
+                os.makedirs(os.path.join(blocker, "x"), exist_ok=True)
+                return True
+            except NotADirectoryError:
+                return False  # just being written
+
+        wait_for(blocks, 10, "a moment without a writer")
         time.sleep(rng.uniform(0.1, 1))
         os.rmdir(os.path.join(blocker, "x"))
         os.rmdir(blocker)
