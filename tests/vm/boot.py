@@ -19,6 +19,7 @@ complained (WARNING, BUG, Oops).
 """
 
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
@@ -306,10 +307,14 @@ def _cpio_entry(out, inode, name, mode, mtime, data):
 
 
 def _forget_old(folder):
-    """Archives that no run can still be reading: all but the newest eight, older than an hour."""
-    archives = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in archives[8:]:
-        if path.stat().st_mtime < time.time() - 3600:
+    """Archives that no run can still be reading: all but the newest eight, older than an hour. Another
+    boot may be doing the same."""
+    archives = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            archives.append((path.stat().st_mtime, path))
+    for changed, path in sorted(archives, reverse=True)[8:]:
+        if changed < time.time() - 3600:
             path.unlink(missing_ok=True)
 
 
