@@ -250,7 +250,8 @@ static bool may_push_out(enum cache_hold hold, enum cache_hold other)
 static struct cache_entry *oldest_for(const struct cache *c, enum cache_hold hold)
 {
 	struct cache_entry *none = oldest_of(c, CACHE_HOLD_NONE);
-	struct cache_entry *raw = hold == CACHE_HOLD_RAW ? oldest_of(c, CACHE_HOLD_RAW) : NULL;
+	struct cache_entry *raw =
+		may_push_out(hold, CACHE_HOLD_RAW) ? oldest_of(c, CACHE_HOLD_RAW) : NULL;
 
 	return !raw || (none && none->change < raw->change) ? none : raw;
 }

@@ -179,6 +179,7 @@ static int bind_beneath(const struct hybrid *h, int dir_fd, const char *name, st
 static int socket_add(struct hybrid *h, struct hybrid_watch *watch, int dir_fd,
 		      const char *uds_name, const char *vm_name, uint32_t cid)
 {
+	bool shares_dir_fd = watch && dir_fd == watch->dir_fd;
 	_cleanup_(socket_freep)
 	struct hybrid_socket *s = NULL;
 	struct stat st;
@@ -186,12 +187,12 @@ static int socket_add(struct hybrid *h, struct hybrid_watch *watch, int dir_fd,
 
 	s = calloc(1, sizeof(*s));
 	if (!s) {
-		if (!watch || dir_fd != watch->dir_fd)
+		if (!shares_dir_fd)
 			close(dir_fd);
 		return -ENOMEM;
 	}
 	s->dir_fd = dir_fd;
-	s->shares_dir_fd = watch && dir_fd == watch->dir_fd;
+	s->shares_dir_fd = shares_dir_fd;
 	s->watch = watch;
 	s->cid = cid;
 	s->vm_name = strdup(vm_name);
