@@ -99,6 +99,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=hostile.ROUNDS, help="of hostile guests")
     parser.add_argument("--seconds", type=int, default=60, help="of attacks on the budget, of scripts")
     parser.add_argument("--seed", type=int, help="of the first differential script")
+    parser.add_argument("--quick", action="store_true",
+                        help="over loopback only what depends on the transport")  # fmt: skip
     parser.add_argument("only", nargs="?")
     options = parser.parse_args()
     tap = Tap(options.only)
@@ -109,7 +111,8 @@ def main():
     if "rules" in worlds:
         vsockrules.run_all(tap, bpf)
     if "loopback" in worlds:
-        scenarios.run_all(tap, Loopback(bpf))
+        tests = scenarios.OF_THE_TRANSPORT if options.quick else None
+        scenarios.run_all(tap, Loopback(bpf), tests)
     if "vhost" in worlds:
         scenarios.run_all(tap, Vhost(bpf))
     if "loopback-user" in worlds and bpf:
