@@ -7,6 +7,8 @@
 #ifndef VSR_VMLINUX_REGS_H
 #define VSR_VMLINUX_REGS_H
 
+#include "vmlinux.h"
+
 #ifdef __TARGET_ARCH_arm64
 struct user_pt_regs {
 	__u64 regs[31];
