@@ -44,7 +44,7 @@ VMS = {
 }
 HOST_AT_ONCE = 2
 VMS_AT_ONCE = 1
-LIMIT_S = 900
+LIMIT_S = 1500
 # What the core does not call: files, sockets, processes, clocks, and the libraries that do.
 SYSTEM = re.compile(
     r"(?:open(?:at|64)?|f?read|p?write|p?read(?:64)?|writev|readv|send(?:msg|to)?|recv(?:msg|from)?"
