@@ -16,6 +16,7 @@ import report as rp
 from relay import merge, wait_for
 
 KIB, MIB = 1024, 1024 * 1024
+MEGABYTES_S = 180  # patience for many of them, in a VM on a busy machine
 SIZES = (10, 4095, 4096, 4097, 65535, 65536, 65537, 1000 * 1000)
 # Machines are slow at times: only tests of a limit get a short one.
 PATIENT = {
@@ -103,18 +104,18 @@ def largest(world):
         for mode in ("raw", "vsr1", "vsr2"):
             payload = rp.report(cid, rp.LIMIT, seed=mode)
             if mode == "raw":
-                assert rp.send_raw(address, payload, timeout=60)
+                assert rp.send_raw(address, payload, timeout=MEGABYTES_S)
             elif mode == "vsr1":
-                assert rp.send_framed(address, payload, timeout=60) == rp.ACCEPTED
+                assert rp.send_framed(address, payload, timeout=MEGABYTES_S) == rp.ACCEPTED
             else:
-                assert rp.send_offer(address, payload, timeout=60)[0] == rp.ACCEPTED
-            r.wait_stored(cid, payload, 60)
+                assert rp.send_offer(address, payload, timeout=MEGABYTES_S)[0] == rp.ACCEPTED
+            r.wait_stored(cid, payload, MEGABYTES_S)
         stored = r.stored(cid)
         payload = rp.report(cid, rp.LIMIT + 1)
-        rp.send_raw(address, payload, timeout=60)
+        rp.send_raw(address, payload, timeout=MEGABYTES_S)
         expect_refused(r, too_large=1)
-        assert rp.send_framed(address, payload, timeout=60) == rp.TOO_LARGE
-        assert rp.send_offer(address, payload, timeout=60) == (rp.TOO_LARGE, 0)
+        assert rp.send_framed(address, payload, timeout=MEGABYTES_S) == rp.TOO_LARGE
+        assert rp.send_offer(address, payload, timeout=MEGABYTES_S) == (rp.TOO_LARGE, 0)
         expect_refused(r, too_large=3)
         assert r.stored(cid) == stored
 
@@ -471,12 +472,12 @@ def fifty_one(world):
     with world.relay(vms=guests) as r:
         for n in range(guests):
             known = rp.report(world.cid(n), 1000)  # what its next one needs its header says
-            assert rp.send_framed(world.address(r, n), known, timeout=60) == rp.ACCEPTED
-        r.wait_metric("contents_held", value=0, seconds=60)
+            assert rp.send_framed(world.address(r, n), known, timeout=MEGABYTES_S) == rp.ACCEPTED
+        r.wait_metric("contents_held", value=0, seconds=MEGABYTES_S)
         socks, payloads = [], []
         for n in range(50):
             payload = rp.report(world.cid(n), 1000 * 1000, seed="new")
-            s = rp.connect(world.address(r, n), 60)
+            s = rp.connect(world.address(r, n), MEGABYTES_S)
             s.sendall(rp.header(payload) + payload[:1000])
             socks.append(s)
             payloads.append(payload)
@@ -484,7 +485,9 @@ def fifty_one(world):
         last = rp.report(world.cid(50), 1000 * 1000, seed="new")
         result = []
         thread = threading.Thread(
-            target=lambda: result.append(rp.send_framed(world.address(r, 50), last, timeout=60))
+            target=lambda: result.append(
+                rp.send_framed(world.address(r, 50), last, timeout=MEGABYTES_S)
+            )
         )
         thread.start()
         r.wait_metric("sem_queue_size", value=1)
@@ -495,7 +498,7 @@ def fifty_one(world):
             s.close()
         thread.join(60)
         assert result == [rp.ACCEPTED]
-        r.wait_metric("contents_held", value=0, seconds=60)
+        r.wait_metric("contents_held", value=0, seconds=MEGABYTES_S)
         for n, payload in enumerate(payloads):
             assert r.stored(world.cid(n)) == payload, n
         assert r.stored(world.cid(50)) == last
@@ -568,14 +571,22 @@ def outgrown(world):
         for n in range(2):
             assert rp.send_framed(world.address(r, n), rp.report(cids[n], 1000)) == rp.ACCEPTED
         big = rp.report(cids[0], 12 * MIB, seed="big")
-        assert rp.send_raw(world.address(r, 0), big, timeout=60)
-        r.wait_stored(cids[0], big, 60)
+        rp.send_raw(world.address(r, 0), big, timeout=MEGABYTES_S)
+        wait_for(lambda: r.refused() or r.stored(cids[0]) == big, MEGABYTES_S, "an end")
+        if r.refused():
+            # The daemon did not get to run while more came than BPF may draw: its next reservation is
+            # the maximum, so it fits.
+            assert r.refused() == {"over_budget": 1}, r.refused()
+            assert rp.send_raw(world.address(r, 0), big, timeout=MEGABYTES_S)
+            r.wait_stored(cids[0], big, MEGABYTES_S)
         # Both at once do not fit; whoever is refused is refused as busy, the other is stored.
         bigs = [rp.report(cids[n], 15 * MIB, seed="both") for n in range(2)]
         results = [None, None]
 
         def send(n):
-            results[n] = rp.send_framed(world.address(r, n), bigs[n], chunk=65536, timeout=60)
+            results[n] = rp.send_framed(
+                world.address(r, n), bigs[n], chunk=65536, timeout=MEGABYTES_S
+            )
 
         threads = [threading.Thread(target=send, args=(n,)) for n in range(2)]
         for t in threads:
@@ -586,7 +597,7 @@ def outgrown(world):
         assert all(status in (rp.ACCEPTED, rp.BUSY, None) for status in results), results
         for n in range(2):
             if results[n] == rp.ACCEPTED:
-                r.wait_stored(cids[n], bigs[n], 60)
+                r.wait_stored(cids[n], bigs[n], MEGABYTES_S)
         assert set(r.refused()) <= {"over_budget", "wait_timeout"}, r.refused()
 
 
@@ -597,14 +608,14 @@ def offer_busy(world):
         for n in range(2):
             assert rp.send_framed(world.address(r, n), rp.report(cids[n], 1000)) == rp.ACCEPTED
         bigs = [rp.report(cids[n], 15 * MIB) for n in range(2)]
-        with rp.connect(world.address(r, 0), 60) as s:
+        with rp.connect(world.address(r, 0), MEGABYTES_S) as s:
             s.sendall(rp.header(bigs[0], b"VSR2"))
             assert rp.read_answer(s) == rp.GO_ON
             assert rp.send_offer(world.address(r, 1), bigs[1]) == (rp.BUSY, 0)
             expect_refused(r, offer_busy=1)
             s.sendall(bigs[0])
             assert rp.read_answer(s) == rp.ACCEPTED
-        assert rp.send_offer(world.address(r, 1), bigs[1], timeout=60)[0] == rp.ACCEPTED
+        assert rp.send_offer(world.address(r, 1), bigs[1], timeout=MEGABYTES_S)[0] == rp.ACCEPTED
 
 
 # ---- stop and reload ----
