@@ -33,7 +33,7 @@ PATIENT = {
     "report": {"deadline": "5m", "idle": "5m"},
     "admission": {"grant_rate": 0, "wait": "2m"},
 }
-SMALL, LARGE, LARGEST = 8, 2240, 13400  # packages: 15 KB, 2.5 MB, 15 MB
+SMALL, MEDIUM, LARGE, LARGEST = 8, 448, 2240, 13400  # packages: 15 KB, 0.5 MB, 2.5 MB, 15 MB
 
 
 # ---- the guest ----
@@ -201,7 +201,7 @@ def largest(guest):
 
 
 def duplicate(guest):
-    first, second = (synthetic(guest, LARGE, seed) for seed in (1, 2))
+    first, second = (synthetic(guest, MEDIUM, seed) for seed in (1, 2))
     with relay_with() as relay:
         seen = deliver(relay, guest, "vsr2", *first)
         status, said = guest.run(f"{AGENT} {first[0]}")

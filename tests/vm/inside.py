@@ -100,7 +100,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=60, help="of attacks on the budget, of scripts")
     parser.add_argument("--seed", type=int, help="of the first differential script")
     parser.add_argument("--quick", action="store_true",
-                        help="over loopback only what depends on the transport")  # fmt: skip
+                        help="over loopback only what depends on the transport, and never 50 MB")  # fmt: skip
     parser.add_argument("only", nargs="?")
     options = parser.parse_args()
     tap = Tap(options.only)
@@ -114,7 +114,7 @@ def main():
         tests = scenarios.OF_THE_TRANSPORT if options.quick else None
         scenarios.run_all(tap, Loopback(bpf), tests)
     if "vhost" in worlds:
-        scenarios.run_all(tap, Vhost(bpf))
+        scenarios.run_all(tap, Vhost(bpf), scenarios.WITHOUT_FIFTY_ONE if options.quick else None)
     if "loopback-user" in worlds and bpf:
         scenarios.run_all(tap, Loopback(False, "off"))
     if "vhost-user" in worlds and bpf:
