@@ -74,7 +74,8 @@ KERNEL_ARGUMENTS = (
 # (self-tests and certificates of the crypto code, tables for tracing and BPF) it takes two thirds.
 GUEST_ARGUMENTS = (
     "mitigations=off init_on_alloc=0 ipv6.disable=1 "
-    "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted,crypto_algapi_init,crypto_kdf108_init,trace_eval_init,bpf_tcp_ca_kfunc_init,"
+    "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted,"
+    "crypto_algapi_init,crypto_kdf108_init,trace_eval_init,bpf_tcp_ca_kfunc_init,"
     "bpf_dummy_struct_ops_init,param_sysfs_builtin_init,slab_late_init"
 )
 
