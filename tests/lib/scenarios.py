@@ -6,8 +6,10 @@ A world says how to start a relay and where VM number n of the test connects; se
 and tests/vm/inside.py."""
 
 import contextlib
+import itertools
 import os
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -496,7 +498,7 @@ def fifty_one(world):
             s.sendall(payload[1000:])
             assert rp.read_answer(s) == rp.ACCEPTED
             s.close()
-        thread.join(60)
+        thread.join(MEGABYTES_S)
         assert result == [rp.ACCEPTED]
         r.wait_metric("contents_held", value=0, seconds=MEGABYTES_S)
         for n, payload in enumerate(payloads):
@@ -571,14 +573,19 @@ def outgrown(world):
         for n in range(2):
             assert rp.send_framed(world.address(r, n), rp.report(cids[n], 1000)) == rp.ACCEPTED
         big = rp.report(cids[0], 12 * MIB, seed="big")
-        rp.send_raw(world.address(r, 0), big, timeout=MEGABYTES_S)
-        wait_for(lambda: r.refused() or r.stored(cids[0]) == big, MEGABYTES_S, "an end")
-        if r.refused():
-            # The daemon did not get to run while more came than BPF may draw: its next reservation is
-            # the maximum, so it fits.
-            assert r.refused() == {"over_budget": 1}, r.refused()
-            assert rp.send_raw(world.address(r, 0), big, timeout=MEGABYTES_S)
-            r.wait_stored(cids[0], big, MEGABYTES_S)
+        reserved = itertools.count(MIB, MIB)
+        with rp.connect(world.address(r, 0), MEGABYTES_S) as s:
+            # A MiB at a time: if the daemon did not get to run, more than BPF may draw would be refused.
+            rp.send_all(
+                s, big, MIB,
+                lambda: r.wait_metric(
+                    "memory_reserved_bytes", at_least=next(reserved), seconds=MEGABYTES_S
+                ),
+            )  # fmt: skip
+            s.shutdown(socket.SHUT_WR)
+            assert rp.closed_by_peer(s)
+        r.wait_stored(cids[0], big, MEGABYTES_S)
+        assert not r.refused(), r.refused()
         # Both at once do not fit; whoever is refused is refused as busy, the other is stored.
         bigs = [rp.report(cids[n], 15 * MIB, seed="both") for n in range(2)]
         results = [None, None]
@@ -592,7 +599,7 @@ def outgrown(world):
         for t in threads:
             t.start()
         for t in threads:
-            t.join(90)
+            t.join(MEGABYTES_S)
         assert rp.ACCEPTED in results, results
         assert all(status in (rp.ACCEPTED, rp.BUSY, None) for status in results), results
         for n in range(2):
