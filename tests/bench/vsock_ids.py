@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Many VM ids over vhost-vsock, inside a VM (vsock_ids.sh): fake guests (tests/vm/fakeguest.c), each a
+"""Many VM ids over vhost-vsock, inside a VM (vsock.sh): fake guests (tests/vm/fakeguest.c), each a
 device with a CID of its own that sends one report of 20 KB and vanishes. So as many ids as are wanted come
 through one device after another: the daemon keeps a record of each. Prints JSON: the daemon's CPU time
 for a report when it knows about 100 ids, and when it knows all (medians of blocks of 20), and what an
@@ -37,8 +37,10 @@ def main():
     parser = argparse.ArgumentParser(description="many VM ids over AF_VSOCK")
     parser.add_argument("--build", default="/build")
     parser.add_argument("--dir", default="/tmp")
-    parser.add_argument("--ids", type=int, default=1000)
+    parser.add_argument("--ids", type=int, default=1000, help=f"{FEW} at least")
     options = parser.parse_args()
+    if options.ids < FEW:
+        parser.error(f"--ids {options.ids}: {FEW} at least")
 
     relay = Subject(options.build, options.dir, options.ids, FIRST_CID, vsock=True)
     relay.port = free_port()
